@@ -1,0 +1,371 @@
+"""The command line: Typer, bodies of a few lines, every heavy import inside the body.
+
+stdout carries the result (a table, or one JSON document with ``--json``) and nothing else; progress and
+errors go to stderr. Exit codes: 0 fine, 1 gate failed, 2 bad input, 3 environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekd import errors
+
+if TYPE_CHECKING:
+    from edgekd import pipeline
+    from edgekd.recipe import Recipe
+
+# Set before any library reads them: no telemetry, no fork warning, and threads that sleep instead of spin.
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+app = typer.Typer(
+    name="edgekd",
+    help="From a large transformer to a small, quantized, verified and measured artefact on the edge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default runs/<name>.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def _load(recipe: Path, run_dir: Path | None, sets: list[str] | None) -> tuple[Recipe, Path]:
+    from edgekd import recipe as recipes
+
+    if recipe.is_dir():
+        run_dir, recipe = run_dir or recipe, recipe / "recipe.yaml"
+    loaded = recipes.load(recipe, sets or [])
+    return loaded, run_dir or Path("runs") / loaded.name
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def _json(value: Any) -> None:
+    import json
+
+    _print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool) -> None:
+    """Run the steps up to a stage and show the facts of that stage's steps."""
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        result = pipeline.run(loaded, folder, until=stage, listen=listen)
+    found = {step: dict(made.facts) for step, made in result.steps.items() if made.stage == stage}
+    failures = {step: error.line() for step, error in result.failures.items()}
+    if as_json:
+        _json({"schema": "edgekd/steps/1", "run": str(folder), "steps": found, "failures": failures})
+    else:
+        rows = [[step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found]
+        rows += [[step, "failed", line] for step, line in failures.items()]
+        _table(f"{stage}: {folder}", ["step", "state", "where"], rows)
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+@app.command(epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77")
+def ship(
+    recipe: RecipeArg,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure latency and memory.")] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teacher to verified, measured artefacts and a report. Exits with 1 when the gate fails."""
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        result = pipeline.run(loaded, folder, listen=listen)
+        if bench and loaded.bench.enabled:
+            pipeline.bench(result, listen=listen)
+        document = pipeline.report(result)
+    _show_report(document, folder, as_json)
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+@app.command(epilog="Example: edgekd plan examples/banking77.yaml --set quantize.steps=0")
+def plan(recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False) -> None:
+    """What `ship` would do: hit (made already), run, or refused because."""
+    from edgekd import pipeline
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    planned = pipeline.plan(loaded, folder)
+    if as_json:
+        steps = [{"step": p.step.id, "status": p.status, "why": p.why} for p in planned]
+        _json({"schema": "edgekd/plan/1", "run": str(folder), "steps": steps})
+    else:
+        _table(f"plan: {folder}", ["step", "status", "why"], [[p.step.id, p.status, p.why] for p in planned])
+
+
+@app.command(epilog="Example: edgekd teach recipe.yaml")
+def teach(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Read the data and run the teacher over it, into the cache."""
+    _until("teach", recipe, run_dir, sets, as_json, quiet)
+
+
+@app.command(epilog="Example: edgekd distill recipe.yaml --set distill.student.layers=3")
+def distill(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Train the student, and the baseline without a teacher."""
+    _until("distill", recipe, run_dir, sets, as_json, quiet)
+
+
+@app.command(epilog="Example: edgekd quantize recipe.yaml --set quantize.steps=0")
+def quantize(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Make the Program of every scheme."""
+    _until("quantize", recipe, run_dir, sets, as_json, quiet)
+
+
+@app.command(epilog="Example: edgekd export recipe.yaml --set 'export.targets=[onnx]'")
+def export(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write the artefacts of every target and scheme."""
+    _until("export", recipe, run_dir, sets, as_json, quiet)
+
+
+@app.command(epilog="Example: edgekd verify recipe.yaml --set verify.samples=500")
+def verify(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Run every artefact on its own runtime against the real metric, and judge it."""
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        result = pipeline.run(loaded, folder, listen=listen)
+    verdicts = pipeline.verdicts(result)
+    if as_json:
+        _json({"schema": "edgekd/verdicts/1", "run": str(folder), "artifacts": verdicts})
+    else:
+        rows = [[name, entry["verdict"], "; ".join(entry["reasons"])] for name, entry in verdicts.items()]
+        _table(f"verify: {folder}", ["artefact", "verdict", "why"], rows)
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+@app.command(epilog="Example: edgekd bench runs/banking77 --set 'bench.threads=[1, 2]'")
+def bench(
+    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Measure latency and memory of every artefact, interleaved; raw samples in bench/measurements.jsonl."""
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        result = pipeline.run(loaded, folder, until="export", listen=listen)
+        facts = dict(pipeline.bench(result, listen=listen).facts)
+    if as_json:
+        _json({"schema": "edgekd/bench/1", "run": str(folder), **facts})
+    else:
+        from edgekd.report.build import bench_rows
+
+        _table(f"bench: {folder}", *bench_rows(facts))
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+@app.command(epilog="Example: edgekd report runs/banking77")
+def report(recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False) -> None:
+    """Make the report anew from what the run has; runs nothing."""
+    from edgekd import pipeline
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    result = pipeline.collect(loaded, folder)
+    document = pipeline.report(result)
+    _show_report(document, folder, as_json)
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+@app.command(epilog="Example: edgekd init --task text-classification > recipe.yaml")
+def init(
+    task: Annotated[str, typer.Option("--task", help="Task of the recipe.")] = "text-classification",
+    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")] = None,
+) -> None:
+    """Write a commented starter recipe."""
+    from edgekd import recipe as recipes
+    from edgekd import registry
+
+    registry.load("tasks", task)
+    text = recipes.starter(task)
+    if out is None:
+        _print(text)
+        return
+    try:
+        with out.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise errors.BadInput("exists already", where=str(out), todo="Choose another name.") from None
+
+
+@app.command(epilog="Example: edgekd schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from edgekd import recipe as recipes
+
+    _json(recipes.json_schema())
+
+
+@app.command(epilog="Example: edgekd doctor examples/banking77.yaml")
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe to check too: names, data, plan.")] = None,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, and a recipe's names and data, before anything long is run."""
+    from edgekd import doctor as checks
+
+    loaded = _load(recipe, run_dir, sets) if recipe else None
+    rows = checks.examine(loaded)
+    if as_json:
+        _json({"schema": "edgekd/doctor/1", "checks": rows})
+    else:
+        _table("doctor", ["what", "state", "detail"], [[r["what"], r["state"], r["detail"]] for r in rows])
+    if any(row["state"] == "missing" for row in rows):
+        raise typer.Exit(errors.EXIT_ENVIRONMENT)
+
+
+@app.command(epilog="Example: edgekd targets --json")
+def targets(as_json: Json = False) -> None:
+    """List tasks, schemes and targets, and whether each target's packages are installed."""
+    from edgekd import doctor as checks
+
+    found = checks.inventory()
+    if as_json:
+        _json({"schema": "edgekd/targets/1", **found})
+        return
+    rows = [[t["name"], ", ".join(t["accepts"]), t["installed"], t["hint"]] for t in found["targets"]]
+    _table("targets", ["target", "schemes", "packages", "to install"], rows)
+    _print(f"tasks: {', '.join(found['tasks'])}\nschemes: {', '.join(found['schemes'])}")
+
+
+@app.command(epilog="Example: edgekd quickstart --run-dir runs/quickstart")
+def quickstart(run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """The whole way on this machine alone, offline: data, a teacher made on the spot, all targets, a report."""
+    from edgekd import pipeline, progress
+    from edgekd import quickstart as start
+
+    folder = run_dir or Path("runs") / "quickstart"
+    with progress.show(quiet=quiet) as listen:
+        loaded = start.prepare(folder, sets or [], listen)
+        result = pipeline.run(loaded, folder, listen=listen)
+        if loaded.bench.enabled:
+            pipeline.bench(result, listen=listen)
+        document = pipeline.report(result)
+    _show_report(document, folder, as_json)
+    raise typer.Exit(pipeline.exit_code(result))
+
+
+def _show_report(document: dict[str, Any], folder: Path, as_json: bool) -> None:
+    if as_json:
+        _json(document)
+        return
+    from edgekd.report.render import console
+
+    _table(f"{document['name']}: {document['verdict']}", *console(document))
+    for reason in document["reasons"]:
+        _print(f"- {reason}")
+    _print(f"report: {folder / 'report.html'}")
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from edgekd import __version__
+
+        _print(__version__)
+        raise typer.Exit
+
+
+def _fail(error: errors.EdgekdError, as_json: bool) -> int:
+    sys.stderr.write(f"error: {error.line()}\n")
+    if as_json:
+        told = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
+        _json({"schema": "edgekd/error/1", "error": told})
+    return error.exit_code
+
+
+def main() -> None:
+    """Run the command line and exit with the documented code; a traceback only with EDGEKD_DEBUG=1."""
+    import errno
+
+    import click
+
+    as_json = "--json" in sys.argv
+    code = 0
+    try:
+        with _stdout_is_ours():
+            code = app(standalone_mode=False) or 0
+    except errors.EdgekdError as error:
+        code = _fail(error, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        code = errors.EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        code = errors.EXIT_BAD_INPUT
+    except OSError as error:
+        if os.environ.get("EDGEKD_DEBUG"):
+            raise
+        todo = "Free some space; the same command goes on from here." if error.errno == errno.ENOSPC else ""
+        code = _fail(errors.Environment(error.strerror or str(error), where=str(error.filename or ""), todo=todo), as_json)
+    except Exception as error:
+        if os.environ.get("EDGEKD_DEBUG"):
+            raise
+        what = f"a defect in edgekd: {type(error).__name__}: {error}"
+        code = _fail(errors.StepFailed(what, todo="EDGEKD_DEBUG=1 shows where; please report it."), as_json)
+    sys.exit(code)
+
+
+class _stdout_is_ours:
+    """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result."""
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        self.real = os.dup(1)
+        os.dup2(2, 1)
+        self.old, sys.stdout = sys.stdout, os.fdopen(os.dup(self.real), "w", encoding="utf-8")
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+        os.dup2(self.real, 1)
+        os.close(self.real)
+        sys.stdout = self.old

@@ -1,0 +1,62 @@
+"""What this machine can do, and whether a recipe would start: checks before anything long is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgekd import pipeline, registry
+from edgekd.quantize import scheme
+from edgekd.recipe import Recipe
+
+
+def inventory() -> dict[str, Any]:
+    """Tasks, schemes and targets by name; for each target the packages it needs and their versions."""
+    targets = []
+    for name in registry.names("targets"):
+        module = registry.load("targets", name)
+        versions = {package: pipeline.version(package) for package in module.distributions}
+        missing = [package for package, version in versions.items() if version == "missing"]
+        targets.append(
+            {
+                "name": name,
+                "accepts": sorted(module.accepts),
+                "packages": versions,
+                "installed": "missing: " + ", ".join(missing) if missing else ", ".join(map(" ".join, versions.items())),
+                "hint": f"pip install 'edgekd[{module.extra}]'" if missing else "",
+            }
+        )
+    return {"tasks": registry.names("tasks"), "schemes": sorted(scheme.SCHEMES), "targets": targets}
+
+
+def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
+    """Rows of ``{"what", "state": "ok" | "missing" | "note", "detail"}``; errors in the recipe are raised."""
+    rows = []
+    wanted = loaded[0].export.targets if loaded else None
+    for target in inventory()["targets"]:
+        asked = wanted is None or target["name"] in wanted
+        state = "ok" if not target["hint"] else ("missing" if asked and wanted is not None else "note")
+        rows.append(_row(f"target {target['name']}", state, " ".join(filter(None, (target["installed"], target["hint"])))))
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    rows.append(_row("free disk", "ok" if free > 2 else "note", f"{free:.1f} GB"))
+    rows.append(_row("processors", "ok", f"{os.cpu_count()}, load {os.getloadavg()[0]:.1f}"))
+    if loaded is None:
+        return rows
+    recipe, folder = loaded
+    planned = pipeline.plan(recipe, folder)
+    runs = [p.step.id for p in planned if p.status == "run"]
+    rows.append(_row("plan", "ok", f"{len(planned) - len(runs)} steps made, {len(runs)} to run"))
+    facts = pipeline.run(recipe, folder, until="data").facts("data") or {}
+    rows.append(_row("data", "ok", ", ".join(f"{name} {count}" for name, count in facts["rows"].items())))
+    cut = {name: rate for name, rate in facts["truncation_rate"].items() if rate}
+    rows.append(_row("cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"))
+    rows += [_row("data", "note", warning) for warning in facts.get("warnings", [])]
+    return rows
+
+
+def _row(what: str, state: str, detail: str) -> dict[str, str]:
+    return {"what": what, "state": state, "detail": detail}
+
+

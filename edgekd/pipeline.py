@@ -1,0 +1,482 @@
+"""The stage table, ``plan()`` and ``run()``: a table, not an engine.
+
+A step's key is a digest of everything that could change its result: the stage and its version, the variant,
+the part of the recipe it reads, the digests of its parents and sources, and the versions of the tools it
+imports. A step whose directory is finished under that key is a hit. Nothing slow is imported here: stage
+functions are named, and imported by whoever runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgekd import artifact, isolate, registry
+from edgekd import recipe as recipes
+from edgekd.artifact import Artifact, Facts
+from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed
+from edgekd.quantize import scheme as schemes
+from edgekd.recipe import Recipe
+from edgekd.verify import gate
+
+ORDER = ("data", "teach", "distill", "quantize", "export", "verify", "bench", "report")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table. ``reads`` are the recipe paths its function may see and its key covers."""
+
+    run: str
+    version: int
+    reads: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+    isolated: bool = False
+
+
+TRAINING = ("torch", "transformers", "numpy")
+DATA = Stage("edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
+TEACH = Stage("edgekd.teach.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "teach"), TRAINING)
+DISTILL = Stage(
+    "edgekd.distill.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "distill"), (*TRAINING, "accelerate")
+)
+FLOAT = Stage("edgekd.quantize.stage:run", 1, ("task", "seed", "data.max_length"), TRAINING)
+QUANTIZE = Stage(
+    "edgekd.quantize.stage:run", 1, ("task", "seed", "data.max_length", "distill.temperature", "quantize"), TRAINING
+)
+EXPORT = Stage("edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
+VERIFY = Stage(
+    "edgekd.verify.stage:run", 1, ("task", "data.max_length", "verify.samples", "verify.slow_samples"), isolated=True
+)
+BENCH = Stage("edgekd.bench.stage:run", 1, ("bench", "task", "data.max_length", "teacher"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with a variant, and the steps it takes its inputs from (by the name the stage knows them under)."""
+
+    stage: str
+    row: Stage
+    parents: Mapping[str, str] = field(default_factory=dict)
+    variant: Mapping[str, str] = field(default_factory=dict)
+    distributions: tuple[str, ...] = ()
+    sources: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return "-".join(self.variant.values())
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}-{self.label}" if self.label else self.stage
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What would happen to a step: ``hit``, ``run``, or ``unknown`` (it depends on what its parents turn out to be)."""
+
+    step: Step
+    status: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show. ``kind``: start, progress, hit, made, failed."""
+
+    kind: str
+    step: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    text: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass
+class Result:
+    """What a run left: finished steps by id, and the error of each step that did not come out."""
+
+    folder: Path
+    recipe: Recipe
+    steps: dict[str, Artifact] = field(default_factory=dict)
+    failures: dict[str, EdgekdError] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+
+    def facts(self, step: str) -> Facts | None:
+        """Facts of a finished step, or None."""
+        found = self.steps.get(step)
+        return dict(found.facts) if found else None
+
+
+def steps(recipe: Recipe) -> list[Step]:
+    """All cached steps of a recipe, in an order in which parents come first.
+
+    Raises BadInput for an unknown task, target or scheme, and for a scheme that a target cannot carry.
+    """
+    _check(recipe)
+    data = recipe.data
+    sources = {"teacher": recipe.teacher.model, "tokenizer": recipe.teacher.tokenizer}
+    sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
+    base = {"data": "data", "teach": "teach"}
+    student = {"student": recipe.distill.student.model}
+    table = [Step("data", DATA, sources=sources), Step("teach", TEACH, {"data": "data"})]
+    for kind in ("student", "baseline") if recipe.distill.baseline else ("student",):
+        table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
+    distilled = {"distill": "distill-student"}
+    for scheme in _schemes(recipe):
+        row, parents = (FLOAT, {"data": "data"}) if scheme == "fp32" else (QUANTIZE, base)
+        table.append(Step("quantize", row, parents | distilled, {"scheme": scheme}))
+    pairs = [(target, scheme) for target in recipe.export.targets for scheme in _schemes(recipe)]
+    for target, scheme in pairs:
+        tools = tuple(registry.load("targets", target).distributions)
+        variant = {"target": target, "scheme": scheme}
+        table.append(Step("export", EXPORT, {"quantize": f"quantize-{scheme}"}, variant, tools))
+    for target, scheme in pairs:
+        tools = tuple(registry.load("targets", target).distributions)
+        variant = {"target": target, "scheme": scheme}
+        parents = {"export": f"export-{target}-{scheme}", "quantize": f"quantize-{scheme}", **base, **distilled}
+        table.append(Step("verify", VERIFY, parents, variant, tools))
+    return table
+
+
+def _schemes(recipe: Recipe) -> list[str]:
+    return ["fp32", *(scheme for scheme in recipe.quantize.schemes if scheme != "fp32")]
+
+
+def _check(recipe: Recipe) -> None:
+    if not recipe.teacher.model:
+        raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
+    if not recipe.data.train:
+        raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
+    registry.load("tasks", recipe.task)
+    for name, values in (("export.targets", recipe.export.targets), ("quantize.schemes", recipe.quantize.schemes)):
+        if len(set(values)) != len(values):
+            raise BadInput(f"{name} names one twice: {values}", where="recipe")
+    if not recipe.export.targets:
+        raise BadInput("export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}.")
+    for scheme in _schemes(recipe):
+        schemes.get(scheme)
+        for target in recipe.export.targets:
+            accepts = registry.load("targets", target).accepts
+            if scheme not in accepts:
+                raise BadInput(
+                    f"{target} does not accept {scheme} (accepts: {', '.join(sorted(accepts))})",
+                    where="recipe",
+                    todo="Choose another scheme or drop the target.",
+                )
+
+
+def plan(recipe: Recipe, folder: Path) -> list[Planned]:
+    """What ``run`` would do, without doing it."""
+    planned: list[Planned] = []
+    done: dict[str, Artifact] = {}
+    digests = _Digests(folder)
+    for step in steps(recipe):
+        missing = [parent for parent in step.parents.values() if parent not in done]
+        if missing:
+            planned.append(Planned(step, "run", f"after {', '.join(missing)}"))
+            continue
+        path = _path(folder, step, _key(recipe, step, done, digests))
+        if (path / artifact.MANIFEST).is_file():
+            done[step.id] = artifact.load(path)
+            planned.append(Planned(step, "hit"))
+        else:
+            resumes = artifact.partial_of(path).is_dir()
+            planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
+    return planned
+
+
+def run(
+    recipe: Recipe, folder: Path, *, until: str = "verify", force: bool = False, listen: Listener = lambda event: None
+) -> Result:
+    """Make every cached step up to stage ``until`` that is not made yet; converters that fail do not stop the others.
+
+    Raises BadInput or Environment as soon as a step says so, Environment when the run is in use.
+    """
+    table = [step for step in steps(recipe) if ORDER.index(step.stage) <= ORDER.index(until)]
+    result = Result(folder, recipe)
+    with locked(folder):
+        artifact.write_atomic(folder / "recipe.yaml", recipes.dump(recipe))
+        digests = _Digests(folder)
+        for stage in ORDER:
+            wave = [step for step in table if step.stage == stage]
+            ready = [step for step in wave if all(parent in result.steps for parent in step.parents.values())]
+            for step in wave:
+                if step not in ready:
+                    lost = next(parent for parent in step.parents.values() if parent not in result.steps)
+                    result.failures[step.id] = StepFailed(f"{lost} did not come out", where=step.id)
+            isolated = bool(ready) and ready[0].row.isolated
+            with ThreadPoolExecutor(recipe.export.jobs if isolated else 1) as pool:
+                futures = [pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready]
+                try:
+                    for step, future in zip(ready, futures, strict=True):
+                        _collect(step, future.result, result, listen)
+                except BaseException:
+                    for future in futures:
+                        future.cancel()
+                    isolate.stop_all()
+                    raise
+        _publish(result)
+    return result
+
+
+def _collect(step: Step, outcome: Callable[[], tuple[Artifact, bool]], result: Result, listen: Listener) -> None:
+    try:
+        made, fresh = outcome()
+    except (StepFailed, Environment) as error:
+        if not step.row.isolated:
+            raise
+        result.failures[step.id] = error
+        listen(Event("failed", step.id, text=str(error)))
+        return
+    result.steps[step.id] = made
+    if fresh:
+        result.made.append(step.id)
+
+
+def _make(
+    recipe: Recipe, folder: Path, step: Step, result: Result, digests: _Digests, listen: Listener
+) -> tuple[Artifact, bool]:
+    key = _key(recipe, step, result.steps, digests)
+    path = _path(folder, step, key)
+    if (path / artifact.MANIFEST).is_file():
+        listen(Event("hit", step.id))
+        return artifact.load(path), False
+    listen(Event("start", step.id))
+    began = time.monotonic()
+    out = artifact.partial_of(path)
+    out.mkdir(parents=True, exist_ok=True)
+    job = isolate.Job(
+        run=step.row.run,
+        recipe=recipes.dump(recipe),
+        reads=list(step.row.reads),
+        parents={name: str(result.steps[parent].path) for name, parent in step.parents.items()},
+        variant=dict(step.variant),
+        out=str(out),
+    )
+    if step.row.isolated:
+        log = folder / "logs" / f"{step.id}.log"
+        timeout = recipe.export.timeout_seconds if step.stage == "export" else recipe.verify.timeout_seconds
+        facts = isolate.call_isolated(job, log=log, timeout=timeout, threads=1)
+    else:
+
+        def progress(done: int, total: int, unit: str) -> None:
+            listen(Event("progress", step.id, done, total, unit))
+
+        facts = isolate.call(job, progress=progress, earlier=_earlier(folder, step, path))
+    made = artifact.seal(
+        path,
+        stage=step.stage,
+        label=step.label,
+        key=key,
+        facts=facts,
+        parents={name: result.steps[parent].digest for name, parent in step.parents.items()},
+        tools=_versions(step),
+    )
+    listen(Event("made", step.id, text=f"{time.monotonic() - began:.1f} s"))
+    return made, True
+
+
+def _earlier(folder: Path, step: Step, path: Path) -> list[str]:
+    others = [p for p in (folder / "steps").glob(f"{step.id}-*") if p != path and (p / artifact.MANIFEST).is_file()]
+    return [str(p) for p in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
+    """Measure every artefact of the run, and its teacher and student. Never served from a cache."""
+    recipe, folder = result.recipe, result.folder
+    path = folder / "bench"
+    out = artifact.partial_of(path)
+    with locked(folder):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        exports = {step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")}
+        parents = {"data": result.steps["data"], "student": result.steps["distill-student"], **exports}
+        inputs = artifact.Inputs(
+            parents=parents, progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit))
+        )
+        listen(Event("start", "bench"))
+        view: Any = recipes.View(recipe, BENCH.reads)
+        facts = isolate.function(BENCH.run)(view, inputs, out)
+        made = artifact.seal(
+            path,
+            stage="bench",
+            label="",
+            key=artifact.sha256_json({"time": time.time()}),
+            facts=facts,
+            parents={name: parent.digest for name, parent in parents.items()},
+            tools={},
+        )
+        listen(Event("made", "bench"))
+    result.steps["bench"] = made
+    return made
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; raises Environment when another process holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise BadInput("is a file, not a run folder", where=str(folder), todo="Choose another --run-dir.") from None
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Environment(
+            "another edgekd works on this run", where=str(folder), todo="Wait for it, or choose another --run-dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _path(folder: Path, step: Step, key: str) -> Path:
+    return folder / "steps" / f"{step.id}-{key[:16]}"
+
+
+def _key(recipe: Recipe, step: Step, done: Mapping[str, Artifact], digests: _Digests) -> str:
+    return artifact.sha256_json(
+        {
+            "stage": step.stage,
+            "version": step.row.version,
+            "variant": dict(step.variant),
+            "recipe": recipe.part(step.row.reads),
+            "parents": {name: done[parent].digest for name, parent in step.parents.items()},
+            "sources": {name: digests.of(source) for name, source in step.sources.items()},
+            "tools": _versions(step),
+        }
+    )
+
+
+def _versions(step: Step) -> dict[str, str]:
+    from edgekd import __version__
+
+    return {"edgekd": __version__} | {name: version(name) for name in (*step.row.distributions, *step.distributions)}
+
+
+def version(distribution: str) -> str:
+    """Installed version of a PyPI distribution, or ``missing``."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+class _Digests:
+    """Digests of source files and folders, remembered by size and time so that large ones are read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "digests.json"
+        self._known: dict[str, str] = artifact.read_json(self._file) if self._file.is_file() else {}
+
+    def of(self, source: str | None) -> str | None:
+        if source is None:
+            return None
+        path = Path(source)
+        if not path.exists():
+            return f"id:{source}"
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        stamps = [(str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+        stamp = artifact.sha256_json(stamps)
+        if stamp not in self._known:
+            self._known[stamp] = artifact.sha256_tree(path)
+            if self._file.parent.is_dir():
+                artifact.write_json(self._file, self._known)
+        return self._known[stamp]
+
+
+def _publish(result: Result) -> None:
+    """Make ``artifacts/`` show exactly the artefacts of this run's recipe."""
+    shown = result.folder / "artifacts"
+    wanted = {step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")}
+    if not wanted:
+        return
+    for old in shown.iterdir() if shown.is_dir() else ():
+        if old.name not in wanted:
+            shutil.rmtree(old, ignore_errors=True)
+    for name, made in wanted.items():
+        artifact.publish(made, shown / name)
+
+
+def environment() -> dict[str, Any]:
+    """This host in a few facts, for the report."""
+    import platform
+
+    packages = ("torch", "transformers", "onnxruntime", "ai-edge-litert", "litert-torch", "coremltools", "executorch")
+    return {
+        "os": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def collect(recipe: Recipe, folder: Path) -> Result:
+    """What the run has already, without running anything; raises BadInput when it has nothing."""
+    result = Result(folder, recipe)
+    digests = _Digests(folder)
+    for step in steps(recipe):
+        if all(parent in result.steps for parent in step.parents.values()):
+            path = _path(folder, step, _key(recipe, step, result.steps, digests))
+            if (path / artifact.MANIFEST).is_file():
+                result.steps[step.id] = artifact.load(path)
+                continue
+        result.failures[step.id] = StepFailed("not made yet", where=step.id, todo="`edgekd ship` makes it.")
+    if "distill-student" not in result.steps:
+        raise BadInput("has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first.")
+    if (folder / "bench" / artifact.MANIFEST).is_file():
+        result.steps["bench"] = artifact.load(folder / "bench")
+    return result
+
+
+def artifacts_of(result: Result) -> list[tuple[str, str, str]]:
+    """``(name, target, scheme)`` of every artefact the recipe asks for, in its order."""
+    recipe = result.recipe
+    return [(f"{t}-{s}", t, s) for t in recipe.export.targets for s in _schemes(recipe)]
+
+
+def verdicts(result: Result) -> dict[str, dict[str, Any]]:
+    """The gate's verdict on every artefact, by name (``onnx-w8a8``)."""
+    headline = registry.load("tasks", result.recipe.task).HEADLINE
+    bench = result.facts("bench") or {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, target, scheme in artifacts_of(result):
+        lost = result.failures.get(f"export-{name}") or result.failures.get(f"verify-{name}")
+        export, verify = result.facts(f"export-{name}"), result.facts(f"verify-{name}")
+        if lost or export is None or verify is None:
+            found[name] = gate.failed(lost.line() if lost else "not made yet")
+            continue
+        mine = [row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)]
+        pairs = [row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)]
+        found[name] = gate.judge(
+            result.recipe.gate, headline, verify, export, result.facts(f"export-{target}-fp32"), mine, pairs
+        )
+    return found
+
+
+def exit_code(result: Result) -> int:
+    """0 when every artefact passes, 1 when the gate failed one, 3 when all that failed lacks a package or a device."""
+    if result.failures and all(
+        isinstance(error, Environment) or "did not come out" in error.what for error in result.failures.values()
+    ):
+        return EXIT_ENVIRONMENT
+    if result.failures:
+        return EXIT_GATE
+    judged = any(step.startswith("verify-") for step in result.steps)
+    failed = judged and any(entry["verdict"] != "pass" for entry in verdicts(result).values())
+    return EXIT_GATE if failed else EXIT_OK

@@ -1,0 +1,84 @@
+"""What the user sees on stderr while steps run: bars on a terminal, one line per step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Listener = Callable[[Any], None]  # takes pipeline.Event
+
+
+@contextmanager
+def show(*, quiet: bool) -> Iterator[Listener]:
+    """A listener for ``pipeline.run``; it never writes to stdout."""
+    if quiet:
+        yield lambda event: None
+    elif sys.stderr.isatty():
+        with _bars() as listen:
+            yield listen
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """One line when a step starts and ends, and at most one every 15 s in between."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.began: dict[str, float] = {}
+
+    def __call__(self, event: Any) -> None:
+        now = time.monotonic()
+        if event.kind == "progress":
+            self.began.setdefault(event.step, now)
+            if now - self.last.setdefault(event.step, now) < 15:
+                return
+            self.last[event.step] = now
+            rate = event.done / max(now - self.began[event.step], 1e-9)
+            left = (event.total - event.done) / rate if rate else 0
+            text = f"{event.done}/{event.total} {event.unit}, {rate:.1f}/s, {left:.0f} s left"
+        else:
+            text = " ".join(filter(None, (event.kind, event.text)))
+        sys.stderr.write(f"{event.step}: {text}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    class Rate(TextColumn):
+        def render(self, task: Any) -> Any:
+            speed = task.finished_speed or task.speed
+            task.fields["rate"] = f"{speed:.1f} {task.fields.get('unit', '')}/s" if speed else ""
+            return super().render(task)
+
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, Any] = {}
+
+    def listen(event: Any) -> None:
+        if event.step not in tasks:
+            tasks[event.step] = bars.add_task(event.step, total=None, unit="", rate="", text="")
+        task = tasks[event.step]
+        if event.kind == "progress":
+            bars.update(task, completed=event.done, total=event.total, unit=event.unit)
+        elif event.kind in ("made", "hit"):
+            bars.update(task, completed=1, total=1, text=f"{event.kind} {event.text}".strip())
+        else:
+            bars.update(task, text=f"{event.kind} {event.text}".strip() if event.kind != "start" else "")
+
+    with bars:
+        yield listen

@@ -1,0 +1,346 @@
+"""The recipe: what the user asks for, as one frozen, validated value.
+
+YAML in, pydantic models out. Every field has a default and a one-line description; an unknown key is an
+error that names the line and the closest known key. A recipe holds no live objects, knows no stage, and
+imports nothing that is slow. Relative paths in it are taken from the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from edgekd.errors import BadInput, closest
+
+SCHEMA_VERSION = 1
+
+
+class Section(pydantic.BaseModel):
+    """Base of all recipe sections: frozen, and unknown keys are errors."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Teacher(Section):
+    """The large model whose knowledge is distilled."""
+
+    model: str | None = Field(None, description="Local folder or hub id of the fine-tuned teacher.")
+    revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the teacher.")
+    tokenizer: str | None = Field(None, description="Folder or hub id of its tokenizer, if not the teacher's own.")
+    trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
+
+
+class Data(Section):
+    """The labelled examples: local CSV, JSONL or Parquet files, or a hub data set."""
+
+    train: str | None = Field(None, description="Training file (.csv, .jsonl, .parquet) or hub id ('name:split').")
+    validation: str | None = Field(None, description="Validation file; made from train when absent.")
+    test: str | None = Field(None, description="Test file; made from train when absent. Never used to choose.")
+    unlabelled: str | None = Field(None, description="Text file (one a line) or table; the teacher labels it.")
+    max_unlabelled: int = Field(10_000, ge=0, description="At most this many rows of it, chosen by seed.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Column names where they differ, e.g. {text: utterance, label: intent}."
+    )
+    labels: list[str] | None = Field(None, description="Label names in the teacher's order; default: the teacher's.")
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out for validation.")
+    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out for test, if there is none.")
+    max_length: int = Field(64, ge=4, le=8192, description="Tokens per example; longer text is cut and reported.")
+    limit: int | None = Field(None, ge=1, description="Use only the first rows of each split (for trials).")
+
+
+class Teach(Section):
+    """Running the teacher once over the data."""
+
+    batch_size: int = Field(64, ge=1, description="Examples per forward pass of the teacher.")
+    shard_samples: int = Field(2048, ge=1, description="Examples per file of the cache; a kill loses at most one.")
+
+
+class Student(Section):
+    """The shape of the small model; what is absent is taken from the teacher."""
+
+    model: str | None = Field(None, description="Folder or hub id to start from instead of the teacher's layers.")
+    layers: int | None = Field(None, ge=1, description="Transformer layers; default: half of the teacher's.")
+    hidden_size: int | None = Field(None, ge=1, description="Width; default: the teacher's.")
+    heads: int | None = Field(None, ge=1, description="Attention heads; default: the teacher's.")
+    intermediate_size: int | None = Field(None, ge=1, description="Feed-forward width; default: the teacher's.")
+    take: Literal["uniform", "first", "last"] = Field("uniform", description="Which teacher layers to start from.")
+
+
+class Distill(Section):
+    """Training the student: alpha * hard CE + (1 - alpha) * T^2 * KL(teacher || student)."""
+
+    student: Student = Field(default_factory=Student, description="The student's shape and start.")
+    epochs: float = Field(10, gt=0, description="Passes over the training split.")
+    batch_size: int = Field(32, ge=1, description="Examples per step.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
+    alpha: float = Field(0.1, ge=0, le=1, description="Weight of the hard labels; 1 ignores the teacher.")
+    temperature: float = Field(4.0, gt=0, description="Softens both distributions before the KL.")
+    evaluate_every: float = Field(1.0, gt=0, description="Epochs between evaluations on validation.")
+    patience: int = Field(4, ge=1, description="Stop after this many evaluations without improvement.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; a kill loses at most these.")
+    baseline: bool = Field(True, description="Also train the same student without the teacher, equal budget.")
+
+
+class Quantize(Section):
+    """From the student to quantized programs; the calibrated PTQ state is checkpoint 0 of QAT."""
+
+    schemes: list[str] = Field(default_factory=lambda: ["w8a8"], description="Schemes beside fp32.")
+    calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
+    percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by calibration; 1 is min-max.")
+    steps: int = Field(250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only.")
+    batch_size: int = Field(16, ge=1, description="Examples per QAT step.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of the weights.")
+    scale_learning_rate: float = Field(1e-3, ge=0, description="Peak learning rate of the learned log-scales.")
+    hidden_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state loss beside the logit losses.")
+    teacher_weight: float = Field(0.1, ge=0, description="Weight of the KL to the teacher's soft labels.")
+    evaluate_every: int = Field(50, ge=1, description="Steps between evaluations; the best checkpoint wins.")
+
+
+class Export(Section):
+    """Artefacts: every target times fp32 and every scheme."""
+
+    targets: list[str] = Field(
+        default_factory=lambda: ["onnx", "litert", "coreml", "executorch"], description="Formats to write."
+    )
+    max_length: int | None = Field(None, ge=4, description="Fixed input length of static formats; default: data's.")
+    timeout_seconds: int = Field(900, ge=1, description="A converter that takes longer is stopped.")
+    jobs: int = Field(2, ge=1, description="Converters (and verifiers) that run at the same time.")
+
+
+class Verify(Section):
+    """Each artefact on its own runtime, on the real metric."""
+
+    samples: int | None = Field(None, ge=1, description="Test rows per artefact; default: all.")
+    slow_samples: int = Field(300, ge=1, description="Test rows where the runtime is a slow reference (stated).")
+    timeout_seconds: int = Field(1800, ge=1, description="A verification that takes longer is stopped.")
+
+
+class Gate(Section):
+    """What an artefact must meet; a failure makes `ship` exit with 1. `null` switches a check off."""
+
+    max_accuracy_drop: float | None = Field(0.01, ge=0, description="Below the fp32 student on the same rows.")
+    min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same argmax as the Program.")
+    min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same argmax as the teacher.")
+    min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
+    not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
+    not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
+    size_mb: float | None = Field(None, gt=0, description="Budget for the model file, 10^6 bytes.")
+    p50_ms: float | None = Field(None, gt=0, description="Budget for the median latency.")
+    peak_mb: float | None = Field(None, gt=0, description="Budget for peak memory above the idle process, 10^6 bytes.")
+
+
+class Bench(Section):
+    """Latency and memory; never served from a cache."""
+
+    enabled: bool = Field(True, description="Measure at all (`--no-bench` switches it off).")
+    devices: list[str] = Field(default_factory=lambda: ["local"], description="Device profiles from devices/.")
+    threads: list[int] = Field(default_factory=lambda: [1], description="Thread counts to measure.")
+    warmup_runs: int = Field(5, ge=0, description="At least this many untimed runs...")
+    warmup_seconds: float = Field(0.5, ge=0, description="...and at least this long.")
+    min_runs: int = Field(100, ge=1, description="At least this many timed runs in all blocks...")
+    min_seconds: float = Field(3.0, ge=0, description="...and at least this long...")
+    max_seconds: float = Field(30.0, gt=0, description="...but no longer.")
+    blocks: int = Field(3, ge=1, description="Interleaved blocks per artefact (A B A B ...), shuffled.")
+    cold_loads: int = Field(3, ge=0, description="Fresh processes for load time and first inference.")
+    timeout_seconds: int = Field(300, ge=1, description="A worker that takes longer is stopped.")
+
+
+class Report(Section):
+    """The page at the end."""
+
+    title: str | None = Field(None, description="Heading; default: the recipe's name.")
+
+
+class Recipe(Section):
+    """A whole run, from teacher to report."""
+
+    schema_version: Literal[1] = Field(1, description="Version of this format.")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run's folder.")
+    task: str = Field("text-classification", description="One of `edgekd targets --tasks`.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    teacher: Teacher = Field(default_factory=Teacher, description="The large model.")
+    data: Data = Field(default_factory=Data, description="The examples.")
+    teach: Teach = Field(default_factory=Teach, description="Running the teacher.")
+    distill: Distill = Field(default_factory=Distill, description="Training the student.")
+    quantize: Quantize = Field(default_factory=Quantize, description="Quantization.")
+    export: Export = Field(default_factory=Export, description="Formats.")
+    verify: Verify = Field(default_factory=Verify, description="Proof on the runtimes.")
+    gate: Gate = Field(default_factory=Gate, description="What must hold.")
+    bench: Bench = Field(default_factory=Bench, description="Measurement.")
+    report: Report = Field(default_factory=Report, description="The page.")
+
+    def part(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The values at dotted paths, JSON-able: what a step reads, and so what its key covers."""
+        whole = self.model_dump(mode="json")
+        return {path: _at(whole, path) for path in sorted(paths)}
+
+
+class View:
+    """A recipe of which only the declared dotted paths can be read.
+
+    A step's key covers exactly the paths it declares; reading anything else would make the key a lie, so
+    it raises. Behaves like the Recipe (or section) it wraps for all declared fields.
+    """
+
+    def __init__(self, section: Section, allowed: Iterable[str], prefix: str = "") -> None:
+        self._section, self._allowed, self._prefix = section, frozenset(allowed), prefix
+
+    def __getattr__(self, name: str) -> Any:
+        path = self._prefix + name
+        value = getattr(self._section, name)
+        if any(path == known or path.startswith(known + ".") for known in self._allowed):
+            return value
+        if any(known.startswith(path + ".") for known in self._allowed):
+            return View(value, self._allowed, path + ".")
+        raise AttributeError(f"this step does not declare that it reads '{path}' of the recipe")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override (``a.b=value``, the value in YAML) and validate a recipe file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput("no such recipe", where=str(path), todo="`edgekd init` writes a starter.") from None
+    except IsADirectoryError:
+        raise BadInput("is a folder, not a recipe file", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8 (byte {error.start})", where=str(path), todo="Save it as UTF-8.") from None
+    return parse(text, where=str(path), overrides=overrides)
+
+
+def parse(text: str, *, where: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
+    """Validate a recipe given as YAML text; errors name the line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, where)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise BadInput(f"not valid YAML ({getattr(error, 'problem', error)})", where=where + line) from None
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise BadInput("a recipe is a mapping of sections", where=where, todo="`edgekd init` writes a starter.")
+    for override in overrides:
+        _override(value, override)
+    try:
+        return Recipe.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise _explain(error, node, where) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every field included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def starter(task: str) -> str:
+    """A commented recipe with every field at its default, its description beside it."""
+    lines = [
+        f"# An edgekd recipe for {task}. Every field is optional but teacher.model and data.train.",
+        "# Run it:   edgekd ship recipe.yaml",
+        "schema_version: 1",
+    ]
+    _starter(Recipe, {"task": task, "name": task}, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def _starter(model: type[Section], values: dict[str, Any], indent: str, lines: list[str]) -> None:
+    for name, info in model.model_fields.items():
+        if name == "schema_version":
+            continue
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            lines += ["" if not indent else None, f"{indent}{name}:  # {info.description}"]  # type: ignore[list-item]
+            if lines[-2] is None:
+                del lines[-2]
+            _starter(kind, {}, indent + "  ", lines)
+            continue
+        value = values.get(name, info.get_default(call_default_factory=True))
+        lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}  # {info.description}")
+
+
+def _at(value: Any, path: str) -> Any:
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _override(value: dict[str, Any], override: str) -> None:
+    path, equals, raw = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"'{override}' is not of the form section.field=value", where="--set")
+    try:
+        new = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise BadInput(f"the value in '{override}' is not valid YAML", where="--set") from None
+    for key in keys[:-1]:
+        value = value.setdefault(key, {}) if value.get(key) is not None else value.__setitem__(key, {}) or value[key]
+        if not isinstance(value, dict):
+            raise BadInput(f"'{key}' in '{path}' is not a section", where="--set")
+    value[keys[-1]] = new
+
+
+def _children(node: Any) -> dict[str, tuple[Any, Any]]:
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {str(key.value): (key, child) for key, child in node.value}
+
+
+def _refuse_duplicates(node: Any, where: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, child in node.value:
+            if key.value in seen:
+                raise BadInput(f"'{key.value}' is given twice", where=f"{where}:{key.start_mark.line + 1}")
+            seen.add(key.value)
+            _refuse_duplicates(child, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_duplicates(child, where)
+
+
+def _explain(error: pydantic.ValidationError, node: Any, where: str) -> BadInput:
+    """The first validation problem in plain words, with its line when it came from the file."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    line = ""
+    for part in path:
+        found = _children(node).get(part)
+        if found is None:
+            break
+        line, node = f":{found[0].start_mark.line + 1}", found[1]
+    dotted = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = sorted(_fields(path[:-1]))
+        hint = closest(path[-1], known)
+        return BadInput(f"unknown key '{dotted}'", where=where + line, todo=f"Known here: {', '.join(known)}.{hint}")
+    got = first.get("input")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return BadInput(f"{dotted}: {message} (got {got!r})", where=where + line, todo="`edgekd schema` lists the fields.")
+
+
+def _fields(path: list[str]) -> set[str]:
+    model: Any = Recipe
+    for part in path:
+        field = model.model_fields.get(part)
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            return set()
+        model = kind
+    return set(model.model_fields)

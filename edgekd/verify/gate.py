@@ -1,0 +1,131 @@
+"""The gate: from facts to a verdict, in plain words. A pure function; it measures nothing and forgives nothing.
+
+An artefact *passes* when no check failed, *fails* when one did, and has *failed* when it was never made or
+never ran. A check that could not be made (no runtime on this host, bench off) has ``passed: null`` and says
+why: it is not counted as passed, and not held against the artefact either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgekd.recipe import Gate
+
+Facts = Mapping[str, Any]
+BUDGETS = ("p50_ms", "peak_mb")  # judged by their worst value over devices, thread counts and lengths
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verdict. ``value`` and ``limit`` share a unit; ``passed`` is None where it cannot be told."""
+
+    name: str
+    value: float | str | None
+    limit: float | str | None
+    passed: bool | None
+    note: str = ""
+
+
+def judge(
+    gate: Gate,
+    headline: str,
+    verify: Facts,
+    export: Facts,
+    sibling: Facts | None,
+    latency: Sequence[Facts] = (),
+    comparisons: Sequence[Facts] = (),
+) -> dict[str, Any]:
+    """Verdict of one artefact.
+
+    ``verify`` and ``export`` are its step facts, ``sibling`` the export facts of the fp32 artefact of the same
+    target (or None), ``latency`` its bench summaries and ``comparisons`` those with the sibling, one per device,
+    thread count and length (none where bench was off or the host has no runtime for it). Returns ``{"verdict": "pass" | "fail", "checks": [...], "reasons": [str]}``.
+    """
+    checks = [
+        *_numbers(gate, headline, verify),
+        *_size(gate, export, sibling),
+        *_speed(gate, export, latency, comparisons),
+    ]
+    reasons = [_reason(check) for check in checks if check.passed is False]
+    return {
+        "verdict": "fail" if reasons else "pass",
+        "checks": [asdict(check) for check in checks],
+        "reasons": reasons,
+    }
+
+
+def failed(message: str) -> dict[str, Any]:
+    """Verdict of an artefact that was never made, or that its runtime could not run."""
+    return {"verdict": "failed", "checks": [], "reasons": [message]}
+
+
+def _reason(check: Check) -> str:
+    value = f"{check.value:.4g}" if isinstance(check.value, float) else str(check.value)
+    limit = f"{check.limit:.4g}" if isinstance(check.limit, float) else str(check.limit)
+    return f"{check.name} {value} (limit {limit})" + (f": {check.note}" if check.note else "")
+
+
+def _at_least(name: str, value: float, limit: float | None, note: str = "") -> list[Check]:
+    return [] if limit is None else [Check(name, value, limit, value >= limit, note)]
+
+
+def _at_most(name: str, value: float | None, limit: float | None, note: str = "") -> list[Check]:
+    if limit is None:
+        return []
+    if value is None:
+        return [Check(name, None, limit, None, note or "not measured")]
+    return [Check(name, value, limit, value <= limit, note)]
+
+
+def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
+    rows = "" if verify["samples"] == verify["of"] else f"on {verify['samples']} of {verify['of']} test rows"
+    metric = verify["metrics"][headline]
+    golden, agreement = verify["golden"], verify["agreement"]
+    drop = round(verify["student_metrics"][headline] - metric, 12)
+    checks = [
+        Check(
+            "golden outputs", golden["max_abs_delta"], golden["bound"], bool(golden["passed"]),
+            "largest |difference| of a logit from the Program on the golden inputs",
+        ),
+        *_at_most(f"{headline} drop", drop, gate.max_accuracy_drop, f"below the fp32 student {rows}".strip()),
+        *_at_least("agreement with the Program", agreement["program"], gate.min_program_agreement, rows),
+        *_at_least("agreement with the teacher", agreement["teacher"], gate.min_teacher_agreement, rows),
+    ]
+    teacher = verify["teacher_metrics"][headline]
+    if gate.min_teacher_ratio is not None and teacher > 0:
+        checks += _at_least(f"{headline} / teacher's", metric / teacher, gate.min_teacher_ratio, rows)
+    return checks
+
+
+def _size(gate: Gate, export: Facts, sibling: Facts | None) -> list[Check]:
+    checks: list[Check] = []
+    if gate.not_larger and export["scheme"] != "fp32":
+        limit = sibling["size_bytes"] if sibling else None
+        passed = None if limit is None else export["size_bytes"] < limit
+        checks.append(Check("size in bytes", export["size_bytes"], limit, passed, "must be below its float sibling"))
+    return checks + _at_most("size in MB", export["size_bytes"] / 1e6, gate.size_mb)
+
+
+def _speed(gate: Gate, export: Facts, latency: Sequence[Facts], comparisons: Sequence[Facts]) -> list[Check]:
+    checks: list[Check] = []
+    if gate.not_slower and export["scheme"] != "fp32":
+        if not comparisons:
+            checks.append(Check("latency", None, "not slower", None, "not measured"))
+        for row in comparisons:
+            passed = None if row["verdict"] == "cannot tell" else row["verdict"] != "slower"
+            checks.append(Check(f"latency {_where(row)}", row["verdict"], "not slower", passed, "than its float sibling"))
+    for row in latency:
+        if "backend_differs" in row.get("flags", ()):
+            checks.append(Check(f"runtime {_where(row)}", "backend differs", "as asked", False, "it fell back silently"))
+    worst = {name: max((row[name] for row in latency if row.get(name) is not None), default=None) for name in BUDGETS}
+    return [
+        *checks,
+        *_at_most("p50 in ms", worst["p50_ms"], gate.p50_ms),
+        *_at_most("peak memory in MB", worst["peak_mb"], gate.peak_mb),
+    ]
+
+
+def _where(row: Facts) -> str:
+    return f"on {row['device']}, {row['threads']} thread{'s' if row['threads'] != 1 else ''}, {row['tokens']} tokens"

@@ -1,0 +1,91 @@
+"""The gate: what fails, what passes, and what cannot be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgekd.recipe import Gate
+from edgekd.verify import gate
+
+
+def facts(**change: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "samples": 100,
+        "of": 100,
+        "metrics": {"accuracy": 0.93},
+        "student_metrics": {"accuracy": 0.935},
+        "teacher_metrics": {"accuracy": 0.95},
+        "golden": {"max_abs_delta": 0.1, "bound": 0.5, "passed": True},
+        "agreement": {"program": 0.995, "teacher": 0.96, "student": 0.98},
+    }
+    return base | change
+
+
+SMALL = {"scheme": "w8a8", "size_bytes": 25}
+FLOAT = {"scheme": "fp32", "size_bytes": 100}
+LATENCY = {"device": "local", "threads": 1, "tokens": 14, "p50_ms": 5.0, "peak_mb": 30.0, "flags": []}
+
+
+def compared(word: str) -> list[dict[str, Any]]:
+    return [{"device": "local", "threads": 1, "tokens": 14, "verdict": word}]
+
+
+def judge(limits: Gate | None = None, **change: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"verify": facts(), "export": SMALL, "sibling": FLOAT, "latency": [LATENCY]}
+    values |= {"comparisons": compared("faster")} | change
+    return gate.judge(limits or Gate(), "accuracy", **values)
+
+
+def test_a_good_artifact_passes() -> None:
+    assert judge()["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"verify": facts(metrics={"accuracy": 0.92})}, "accuracy drop 0.015"),
+        ({"verify": facts(metrics={"accuracy": 0.90}, student_metrics={"accuracy": 0.90})}, "teacher's 0.9474"),
+        ({"verify": facts(agreement={"program": 0.98, "teacher": 1.0, "student": 1.0})}, "the Program 0.98"),
+        ({"verify": facts(golden={"max_abs_delta": 9.0, "bound": 0.5, "passed": False})}, "golden outputs 9"),
+        ({"export": {"scheme": "w8a8", "size_bytes": 100}}, "size in bytes 100"),
+        ({"comparisons": compared("slower")}, "slower (limit not slower)"),
+        ({"latency": [LATENCY | {"flags": ["backend_differs"]}]}, "fell back silently"),
+    ],
+)
+def test_each_check_can_fail(change: dict[str, Any], reason: str) -> None:
+    verdict = judge(**change)
+    assert verdict["verdict"] == "fail"
+    assert any(reason in text for text in verdict["reasons"]), verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Gate(p50_ms=4.0), "p50 in ms 5"),
+        (Gate(peak_mb=20.0), "peak memory in MB 30"),
+        (Gate(size_mb=0.00001), "size in MB"),
+        (Gate(min_teacher_agreement=0.97), "agreement with the teacher 0.96"),
+    ],
+)
+def test_budgets(limits: Gate, reason: str) -> None:
+    assert any(reason in text for text in judge(limits)["reasons"])
+
+
+def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
+    verdict = judge(Gate(p50_ms=4.0), latency=[], comparisons=[])
+    assert verdict["verdict"] == "pass"
+    unknown = {check["name"] for check in verdict["checks"] if check["passed"] is None}
+    assert unknown == {"latency", "p50 in ms"}
+    assert judge(comparisons=compared("cannot tell"))["verdict"] == "pass"
+
+
+def test_the_worst_of_several_measurements_counts() -> None:
+    assert judge(comparisons=compared("faster") + compared("slower"))["verdict"] == "fail"
+    assert judge(Gate(p50_ms=6.0), latency=[LATENCY, LATENCY | {"tokens": 60, "p50_ms": 7.0}])["verdict"] == "fail"
+
+
+def test_the_float_artifact_is_not_compared_with_itself() -> None:
+    names = {check["name"] for check in judge(export=FLOAT, comparisons=[])["checks"]}
+    assert "latency" not in names and "size in bytes" not in names
