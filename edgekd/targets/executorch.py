@@ -1,0 +1,184 @@
+"""ExecuTorch ``.pte`` for the XNNPACK CPU delegate, and its session through ``executorch.runtime``.
+
+XNNPACK takes the Program's quantize/dequantize pattern as it is, so the only legalisation is attention: the
+library's decomposition guards every softmax against rows that are masked whole, in slow portable operators.
+A row of a text is never masked whole (the mask covers padding only), so the guard is left out and batch 1 is
+spelled as ``bmm``; all other arithmetic stays (a third of the time of a 64-token int8 encoder goes away).
+
+The sequence length stays dynamic (2 to ``max_length``), so a short text costs what it is, not what the longest
+could be. Refuses to write a file in which a matrix product or a quantize operator is left outside the delegate:
+it would run in slow float code and still look like a quantized artefact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifact import Facts, write_atomic
+from edgekd.errors import BadInput, StepFailed
+from edgekd.targets._contract import Session, load_program, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+suffix = ".pte"
+extra = "executorch"
+distributions = ("executorch", "torch")
+accepts = frozenset({"fp32", "w8a8"})
+slow = False
+benchable = True
+
+PASSES = ["attention without the guard for rows masked whole", "XNNPACK partition"]
+DELEGATED = ("linear", "addmm", "mm", "bmm", "matmul", "quantize_per", "dequantize_per")  # never outside XNNPACK
+
+
+def golden_bound(scheme: str, logit_range: float) -> float:
+    """Largest accepted |logit - golden logit| on a golden example.
+
+    ``fp32``: the same float graph; sums run in another order, which costs a few 1e-6 of the logits' range.
+    ``w8a8``: the delegate's layers compute what the integer Program computes (int32 sums, one float multiplier,
+    round half to even), but softmax, layer norm and GELU between them are float kernels that differ in the last
+    bit. Now and then a value lies on a rounding tie, one int8 step flips, and later layers amplify it: on a
+    6-layer encoder nine texts in ten are identical and the others move by a few output steps, at most an
+    eighth of the logits' range. A wrong scale or a lost layer moves logits by the range itself.
+    """
+    return 1e-3 if scheme == "fp32" else max(1e-3, 0.125 * logit_range)
+
+
+def export(program: Path, out: Path, *, max_length: int) -> Facts:
+    """Write ``out/model.pte`` for batch 1 and any length from 2 to ``max_length``.
+
+    Facts beyond the contract's: ``delegates`` (XNNPACK calls) and ``portable_ops`` (operators left outside, counted).
+    """
+    require("executorch", extra)
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(legalise(load_program(program), max_length), partitioner=[XnnpackPartitioner()])
+    outside = Counter(
+        getattr(node.target, "__name__", str(node.target))
+        for node in edge.exported_program().graph.nodes
+        if node.op == "call_function"
+    )
+    delegates = outside.pop("executorch_call_delegate", 0)
+    outside.pop("getitem", None)
+    left = sorted(name for name in outside if any(_operator(name).startswith(kind) for kind in DELEGATED))
+    if left:
+        raise StepFailed(
+            f"XNNPACK did not take {', '.join(left)}",
+            where="executorch export",
+            todo="The Program is not in canonical form, or this ExecuTorch version partitions it otherwise.",
+        )
+    file = out / f"model{suffix}"
+    write_atomic(file, edge.to_executorch().buffer)
+    classes = _classes(edge.exported_program())
+    return {
+        "target": "executorch",
+        "file": file.name,
+        "size_bytes": file.stat().st_size,
+        "inputs": [
+            {"name": name, "dtype": "int64", "shape": [1, f"2..{max_length}"]} for name in ("input_ids", "attention_mask")
+        ],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, classes]}],
+        "max_length": max_length,
+        "fixed_length": False,
+        "passes": PASSES,
+        "delegates": delegates,
+        "portable_ops": dict(sorted(outside.items())),
+    }
+
+
+def legalise(program: torch.export.ExportedProgram, max_length: int) -> torch.export.ExportedProgram:
+    """The Program for batch 1 and dynamic length, its attention spelled for XNNPACK."""
+    import torch
+
+    length = torch.export.Dim("length", min=2, max=max_length)
+    example = tuple(torch.ones(1, max_length - 1, dtype=torch.int64) for _ in range(2))
+    one = torch.export.export(program.module(), example, dynamic_shapes=({1: length}, {1: length}))
+    return one.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attention})
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """softmax(q k^T * scale + mask) v for one text, q, k, v ``[1, heads, S, size]``; scales q and k by its root
+    as torch's own decomposition does, so that the products round alike."""
+    import torch
+
+    if is_causal or enable_gqa or query.dim() != 4:
+        raise StepFailed("attention that is causal, grouped or not 4-D is not handled", where="executorch export")
+    root = math.sqrt(scale if scale is not None else 1 / math.sqrt(query.size(-1)))
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    scores = torch.bmm(query * root, (key * root).transpose(-2, -1))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, query.new_zeros(()), query.new_full((), -math.inf))
+        scores = scores + attn_mask.flatten(0, 1)
+    return torch.bmm(torch.softmax(scores, -1), value).unflatten(0, (1, -1))
+
+
+def open_session(artifact: Path, *, threads: int = 1) -> Session:
+    """Open ``artifact/model.pte``. The thread pool is one per process: opening sets it for every open session."""
+    require("executorch", extra)
+    return _Session(artifact / f"model{suffix}", threads)
+
+
+class _Session:
+    def __init__(self, file: Path, threads: int) -> None:
+        from importlib.metadata import version
+
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime, Verification
+
+        portable_lib._unsafe_reset_threadpool(threads)  # the only way to set it from Python; nothing runs yet
+        try:
+            self._program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
+            self._method = self._program.load_method("forward")
+        except (RuntimeError, ValueError) as error:
+            raise StepFailed(f"ExecuTorch cannot open it ({error})", where=str(file)) from None
+        self._max_length = self._method.metadata.input_tensor_meta(0).sizes()[1]
+        self.observed: Facts = {
+            "runtime": "ExecuTorch",
+            "version": version("executorch"),
+            "provider": "XNNPACK",
+            "threads": portable_lib._threadpool_get_thread_count(),
+            "max_length": self._max_length,
+            "fixed_length": False,
+            "caveats": [],
+        }
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        import numpy as np
+        import torch
+
+        ids_1S, mask_1S = (np.ascontiguousarray(inputs[name], np.int64) for name in ("input_ids", "attention_mask"))
+        if not 1 <= ids_1S.shape[1] <= self._max_length:
+            raise BadInput(f"{ids_1S.shape[1]} tokens; the artefact takes 1 to {self._max_length}", where="executorch")
+        logits_1C = self._method.execute([torch.from_numpy(ids_1S), torch.from_numpy(mask_1S)])[0]
+        return logits_1C.numpy().astype(np.float32, copy=True)  # the runtime reuses its output memory
+
+    def close(self) -> None:
+        self._method = self._program = None
+
+
+def _operator(name: str) -> str:
+    """``quantized_decomposed.quantize_per_tensor.default`` -> ``quantize_per_tensor``."""
+    return name.split(".")[1] if "." in name else name
+
+
+def _classes(program: Any) -> int:
+    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+    return int(output.meta["val"].shape[-1])
