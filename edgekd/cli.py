@@ -327,8 +327,6 @@ def main() -> None:
     """Run the command line and exit with the documented code; a traceback only with EDGEKD_DEBUG=1."""
     import errno
 
-    import click
-
     as_json = "--json" in sys.argv
     code = 0
     try:
@@ -336,20 +334,20 @@ def main() -> None:
             code = app(standalone_mode=False) or 0
     except errors.EdgekdError as error:
         code = _fail(error, as_json)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; the same command goes on from here\n")
         code = errors.EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        code = errors.EXIT_BAD_INPUT
     except OSError as error:
         if os.environ.get("EDGEKD_DEBUG"):
             raise
         todo = "Free some space; the same command goes on from here." if error.errno == errno.ENOSPC else ""
         code = _fail(errors.Environment(error.strerror or str(error), where=str(error.filename or ""), todo=todo), as_json)
     except Exception as error:
-        if os.environ.get("EDGEKD_DEBUG"):
+        usage = getattr(error, "format_message", None)  # typer's own copy of click has no public exceptions
+        if usage is None and os.environ.get("EDGEKD_DEBUG"):
             raise
+        if usage is not None:
+            sys.exit(_fail(errors.BadInput(usage(), todo="`edgekd --help` shows how."), as_json))
         what = f"a defect in edgekd: {type(error).__name__}: {error}"
         code = _fail(errors.StepFailed(what, todo="EDGEKD_DEBUG=1 shows where; please report it."), as_json)
     sys.exit(code)

@@ -11,7 +11,7 @@ import ast
 import csv
 import hashlib
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def prepare(folder: Path, overrides: list[str], listen: Callable[[Any], None]) -
                 writer.writerows(row[:2] for row in part)
         train_teacher(
             [row[:2] for row in split["train"]],
+            PACKAGES,
             out / "teacher",
             lambda done, total, unit: listen(pipeline.Event("progress", "quickstart", done, total, unit)),
         )
@@ -101,8 +102,18 @@ def _docstrings(source: bytes) -> Iterator[str]:
                 yield doc
 
 
-def train_teacher(rows: list[tuple[str, str]], out: Path, progress: artifact.Progress) -> None:
-    """Train a WordPiece tokenizer and a 4-layer BERT classifier on ``(text, label)`` rows; saves a model folder."""
+def train_teacher(
+    rows: list[tuple[str, str]],
+    labels: Sequence[str],
+    out: Path,
+    progress: artifact.Progress,
+    *,
+    layers: int = 4,
+    hidden_size: int = 256,
+    vocabulary: int = 4000,
+    epochs: int = EPOCHS,
+) -> None:
+    """Train a WordPiece tokenizer and a small BERT classifier on ``(text, label)`` rows; saves a model folder."""
     import random
 
     import torch
@@ -110,7 +121,7 @@ def train_teacher(rows: list[tuple[str, str]], out: Path, progress: artifact.Pro
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     words = BertWordPieceTokenizer(lowercase=True)
-    words.train_from_iterator([text for text, _ in rows], vocab_size=4000, min_frequency=2, show_progress=False)
+    words.train_from_iterator([text for text, _ in rows], vocab_size=vocabulary, min_frequency=2, show_progress=False)
     out.mkdir(parents=True, exist_ok=True)
     words.save(str(out / "tokenizer.json"))
     BertTokenizerFast(tokenizer_file=str(out / "tokenizer.json"), model_max_length=64).save_pretrained(out)
@@ -119,21 +130,21 @@ def train_teacher(rows: list[tuple[str, str]], out: Path, progress: artifact.Pro
     order = random.Random(0)
     config = BertConfig(
         vocab_size=words.get_vocab_size(),
-        hidden_size=256,
-        num_hidden_layers=4,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
-        intermediate_size=1024,
+        intermediate_size=4 * hidden_size,
         max_position_embeddings=64,
-        id2label=dict(enumerate(PACKAGES)),
-        label2id={label: i for i, label in enumerate(PACKAGES)},
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
     )
     model = BertForSequenceClassification(config).train()
-    samples = [(words.encode(text).ids[:64], PACKAGES.index(label)) for text, label in rows]
+    samples = [(words.encode(text).ids[:64], labels.index(label)) for text, label in rows]
     size, done = 32, 0
-    total = EPOCHS * -(-len(samples) // size)
+    total = epochs * -(-len(samples) // size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-4, total_steps=total, pct_start=0.1)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order.shuffle(samples)
         batches = [bucket[i : i + size] for bucket in _buckets(samples, 16 * size) for i in range(0, len(bucket), size)]
         order.shuffle(batches)

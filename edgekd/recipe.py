@@ -7,7 +7,6 @@ imports nothing that is slow. Relative paths in it are taken from the working di
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -265,13 +264,12 @@ def _starter(model: type[Section], values: dict[str, Any], indent: str, lines: l
             continue
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            lines += ["" if not indent else None, f"{indent}{name}:  # {info.description}"]  # type: ignore[list-item]
-            if lines[-2] is None:
-                del lines[-2]
+            lines += [*([] if indent else [""]), f"{indent}{name}:  # {info.description}"]
             _starter(kind, {}, indent + "  ", lines)
             continue
         value = values.get(name, info.get_default(call_default_factory=True))
-        lines.append(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}  # {info.description}")
+        text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        lines.append(f"{indent}{name}: {text}  # {info.description}")
 
 
 def _at(value: Any, path: str) -> Any:
@@ -290,7 +288,9 @@ def _override(value: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise BadInput(f"the value in '{override}' is not valid YAML", where="--set") from None
     for key in keys[:-1]:
-        value = value.setdefault(key, {}) if value.get(key) is not None else value.__setitem__(key, {}) or value[key]
+        if value.get(key) is None:
+            value[key] = {}
+        value = value[key]
         if not isinstance(value, dict):
             raise BadInput(f"'{key}' in '{path}' is not a section", where="--set")
     value[keys[-1]] = new

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,3 +61,80 @@ def edgekd():  # type: ignore[no-untyped-def]
         return Said(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A task that a two-layer BERT learns in seconds: files, teacher, and a recipe for it."""
+
+    folder: Path
+    labels: tuple[str, ...] = ("fruit", "metal", "river")
+
+    @property
+    def recipe(self) -> str:
+        return TINY_RECIPE.format(folder=self.folder)
+
+
+WORDS = {
+    "fruit": "apple banana cherry grape lemon mango peach plum",
+    "metal": "copper iron nickel silver steel tin zinc bronze",
+    "river": "amazon danube ganges nile rhine thames volga yukon",
+}
+FILLER = "please tell me more about the old and new kinds of this or that one in our long list of things".split()
+TINY_RECIPE = """
+name: tiny
+teacher: {{model: {folder}/teacher}}
+data: {{train: {folder}/train.csv, test: {folder}/test.csv, max_length: 16}}
+teach: {{batch_size: 16, shard_samples: 64}}
+distill:
+  student: {{layers: 1}}
+  epochs: 3
+  batch_size: 16
+  learning_rate: 2.0e-3
+  checkpoint_every: 10
+quantize: {{steps: 6, evaluate_every: 3, batch_size: 8, calibration_samples: 64}}
+export: {{targets: [onnx]}}
+gate: {{max_accuracy_drop: 0.05, min_program_agreement: 0.95, min_teacher_ratio: 0.9, not_larger: true, not_slower: false}}
+bench: {{warmup_runs: 1, warmup_seconds: 0, min_runs: 6, min_seconds: 0, blocks: 2, cold_loads: 1}}
+"""
+
+
+def tiny_rows(count: int, seed: int) -> list[tuple[str, str]]:
+    """Sentences of filler words around one or two words of a class, in a fixed order."""
+    chance = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = list(WORDS)[number % len(WORDS)]
+        words = chance.choices(FILLER, k=chance.randint(2, 9))
+        words.insert(chance.randrange(len(words) + 1), chance.choice(WORDS[label].split()))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
+    """A CSV file with a header."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Files and a trained teacher, made once per test session (a few seconds)."""
+    import torch
+
+    from edgekd.artifact import no_progress
+    from edgekd.quickstart import train_teacher
+
+    torch.set_num_threads(1)
+    made = Tiny(tmp_path_factory.mktemp("tiny"))
+    train = tiny_rows(240, seed=1)
+    write_csv(made.folder / "train.csv", train)
+    write_csv(made.folder / "test.csv", tiny_rows(90, seed=2))
+    train_teacher(
+        train, made.labels, made.folder / "teacher", no_progress, layers=2, hidden_size=32, vocabulary=300, epochs=12
+    )
+    (made.folder / "recipe.yaml").write_text(made.recipe)
+    return made

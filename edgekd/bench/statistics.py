@@ -1,4 +1,4 @@
-"""What may be said about raw samples: percentiles, an interval for the median, "is A faster than B", stability.
+"""What may be said about raw samples: percentiles, an interval of the median, "is A faster?", stability.
 
 Latencies are not normal, not independent and drift with the machine. So nothing here takes a mean: the
 median is taken per block and then over blocks, the interval resamples blocks before samples, and "faster"
@@ -22,7 +22,7 @@ Blocks = Sequence[Sequence[float]]
 
 
 def percentile(samples: Sequence[float], q: float) -> float:
-    """The ``q``-th percentile (0..100) by linear interpolation between order statistics, as numpy's default."""
+    """The ``q``-th percentile (0..100), linear between order statistics: numpy's default."""
     if not samples:
         raise ValueError("no samples")
     ordered = sorted(samples)
@@ -106,8 +106,8 @@ class Comparison:
 def compare(a: Blocks, b: Blocks) -> Comparison:
     """Is A faster or slower than B? Both are lists of blocks of samples that were taken interleaved.
 
-    A word is given only when the medians of the block medians differ by more than 3 %, chance explains it with
-    p < 0.01 at most, and every block of A lies on the same side of the block of B that ran beside it. (Samples
+    A word is given only when the medians of the block medians differ by more than 3 %, the Mann-Whitney test
+    gives p < 0.01, and every block of A lies on the same side of the block of B that ran beside it. (Samples
     within a block are correlated, so p alone would call noise a difference.)
     """
     a, b = _filled(a), _filled(b)

@@ -71,6 +71,12 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
         raise BadInput(
             f"its tokenizer cannot be loaded ({_first(error)})", where=name, todo="Set teacher.tokenizer."
         ) from None
+    if len(tokenizer) < config.vocab_size // 2:
+        raise BadInput(
+            f"its tokenizer knows {len(tokenizer)} tokens, the model {config.vocab_size}",
+            where=name,
+            todo="Put tokenizer.json beside the model, or set teacher.tokenizer.",
+        )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BadInput("its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first.")
     return config, tokenizer
@@ -130,6 +136,12 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
     data = recipe.data
     assert data.train is not None
     splits = {"train": _examples(recipe, task, data.train, labels)}
+    seen = {example["label"] for example in splits["train"]}
+    if len(seen) < 2:
+        only = labels[seen.pop()]
+        raise BadInput(f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes.")
+    if len(seen) < len(labels):
+        warnings.append(f"{len(labels) - len(seen)} of {len(labels)} labels do not occur in train")
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
         source = getattr(data, name)
         if source:
@@ -143,12 +155,6 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
             warnings.append(f"{empty} {name} rows have no text")
         if not splits[name]:
             raise BadInput(f"the {name} split has no rows", where="recipe", todo=f"Give data.{name}, or more data.")
-    seen = {example["label"] for example in splits["train"]}
-    if len(seen) < 2:
-        only = labels[seen.pop()]
-        raise BadInput(f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes.")
-    if len(seen) < len(labels):
-        warnings.append(f"{len(labels) - len(seen)} of {len(labels)} labels do not occur in train")
     return splits
 
 

@@ -1,0 +1,206 @@
+"""LiteRT: one .tflite file for Android, iOS and small Linux boards, batch 1, one fixed length.
+
+litert_torch folds the Program's own quantize/dequantize ops into int8 FULLY_CONNECTED layers, which XNNPACK
+runs in integers with the Program's scales. It recognises a weight only as quantize -> dequantize of a
+*float* constant, so each stored int8 weight is unfolded first, exactly. Nothing here chooses a scale.
+
+The file takes int32 ids and mask of exactly ``max_length`` tokens (shorter text is padded, mask 0), because
+the runtime plans kernels and memory for one shape. Its logits are int8 when the Program's are; the scale
+stands in the file and in the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifact import Facts
+from edgekd.errors import BadInput, Environment
+from edgekd.targets._contract import load_program, require, specialise
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+suffix = ".tflite"
+extra = "litert"
+distributions = ("ai-edge-litert", "litert-converter", "litert-torch", "torch")
+accepts = frozenset({"fp32", "w8a8"})
+slow = False
+benchable = True
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "logits"
+SIZE_LIMIT_BYTES = 2**31 - 1  # of a flatbuffer
+
+
+def golden_bound(scheme: str, logit_range: float) -> float:
+    """Largest allowed |logit difference| to the Program's golden logits; ``logit_range`` = max - min of those."""
+    return 1e-3 if scheme == "fp32" else 0.12 * logit_range
+
+
+def export(program: Path, out: Path, *, max_length: int) -> Facts:
+    """Write ``out/model.tflite``: int32 ``input_ids`` and ``attention_mask`` [1, max_length] -> ``logits`` [1, C].
+
+    Same Program, same bytes. Raises Environment when litert_torch is missing.
+    """
+    litert_torch = require("litert_torch", extra)
+    import torch
+
+    exported = load_program(program)
+    size_bytes = sum(tensor.nbytes for tensor in exported.state_dict.values())
+    if size_bytes > SIZE_LIMIT_BYTES:
+        raise BadInput(f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert")
+    module = specialise(exported, max_length).module()
+    passes = legalise(module)
+    example = (torch.zeros(1, max_length, dtype=torch.int64), torch.ones(1, max_length, dtype=torch.int64))
+    model = litert_torch.convert(
+        _named(module),
+        sample_kwargs=dict(zip(INPUTS, example, strict=True)),
+        quant_config=_static_quantization() if passes else None,
+    )
+    path = out / f"model{suffix}"
+    path.write_bytes(model.model_content())
+    signature = _interpreter(path).get_signature_runner()
+    inputs, outputs = signature.get_input_details(), signature.get_output_details()
+    return {
+        "file": path.name,
+        "size_bytes": path.stat().st_size,
+        "inputs": [_described(name, inputs[name]) for name in INPUTS],
+        "outputs": [_described(OUTPUT, outputs[OUTPUT])],
+        "max_length": max_length,
+        "fixed_length": True,
+        "passes": passes,
+    }
+
+
+def _named(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with named inputs and output: those become the names in the file's signature."""
+    import torch
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = module
+            self.training = False  # the exported graph is in evaluation mode and refuses .eval()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {OUTPUT: self.program(input_ids, attention_mask)}
+
+    return Named()
+
+
+def _static_quantization() -> Any:
+    """Tells the converter to fold quantize/dequantize ops into integer kernels; it quantizes nothing itself."""
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    return QuantConfig(PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
+
+
+def legalise(module: torch.fx.GraphModule) -> list[str]:
+    """Respell ``module`` in place for the converter; returns the names of the passes that acted."""
+    return [step.__name__ for step in (unfold_weights,) if step(module)]
+
+
+def unfold_weights(module: torch.fx.GraphModule) -> int:
+    """``dequantize(W_int8)`` becomes ``dequantize(quantize(W_float))`` with W_float = W_int8 * scale.
+
+    Exact: |W_int8| <= 127 and one float32 product and quotient are off by less than 2^-15 steps, so the
+    rounding returns W_int8. Returns the number of weights.
+    """
+    import torch
+
+    ops = torch.ops.quantized_decomposed
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.target is not ops.dequantize_per_channel.default:
+            continue
+        stored, scale, zero, axis, low, high, dtype = node.args
+        weight, scale_O, zero_O = (_constant(module, part) for part in (stored, scale, zero))
+        floats = ops.dequantize_per_channel(weight, scale_O, zero_O, axis, low, high, dtype)
+        if not torch.equal(ops.quantize_per_channel(floats, scale_O, zero_O, axis, low, high, dtype), weight):
+            raise BadInput(f"the scales of '{stored.target}' are too small for float32", where="litert")
+        name = f"unfolded_weight_{changed}"
+        module.register_buffer(name, floats)
+        with module.graph.inserting_before(node):
+            inner = (module.graph.get_attr(name), scale, zero, axis, low, high, dtype)
+            node.update_arg(0, module.graph.call_function(ops.quantize_per_channel.default, inner))
+        changed += 1
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return changed
+
+
+def _constant(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor:
+    import operator
+
+    if node.op != "get_attr":
+        raise BadInput(f"quantized weight '{node.name}' is computed, not stored", where="litert")
+    value: torch.Tensor = operator.attrgetter(str(node.target))(module)
+    return value
+
+
+def _described(name: str, details: Mapping[str, Any]) -> Facts:
+    import numpy as np
+
+    facts = {"name": name, "dtype": np.dtype(details["dtype"]).name, "shape": [int(n) for n in details["shape"]]}
+    scale, zero_point = details["quantization"]
+    return facts | ({"scale": float(scale), "zero_point": int(zero_point)} if scale else {})
+
+
+# Running it.
+
+
+def _interpreter(path: Path, threads: int = 1) -> Any:
+    module = require("ai_edge_litert.interpreter", extra)
+    try:
+        return module.Interpreter(model_path=str(path), num_threads=threads)
+    except (RuntimeError, ValueError) as error:
+        raise Environment(f"LiteRT does not open it ({error})", where=str(path)) from None
+
+
+class _Session:
+    """LiteRT's interpreter with its default delegate, XNNPACK, at the file's fixed length."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._interpreter = _interpreter(path, threads)
+        self._interpreter.allocate_tensors()
+        signature = self._interpreter.get_signature_runner()
+        self._inputs, self._output = signature.get_input_details(), signature.get_output_details()[OUTPUT]
+        self._length = int(self._inputs[INPUTS[0]]["shape"][1])
+        operations = [operation["op_name"] for operation in self._interpreter._get_ops_details()]
+        self.observed: Facts = {
+            "runtime": "LiteRT",
+            "version": require("ai_edge_litert", extra).__version__,
+            "provider": "XNNPACK" if "DELEGATE" in operations else "CPU",
+            "threads": threads,
+            "length": self._length,
+            "caveats": [],
+        }
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        import numpy as np
+
+        for name in INPUTS:
+            row = inputs[name]
+            if row.shape[1] > self._length:
+                raise BadInput(f"{row.shape[1]} tokens do not fit the file's {self._length}", where="litert")
+            padded = np.zeros((1, self._length), self._inputs[name]["dtype"])
+            padded[:, : row.shape[1]] = row
+            self._interpreter.set_tensor(self._inputs[name]["index"], padded)
+        self._interpreter.invoke()
+        raw: np.ndarray = self._interpreter.get_tensor(self._output["index"])
+        scale, zero_point = self._output["quantization"]
+        if not scale:
+            return raw
+        return (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+
+    def close(self) -> None:
+        del self._interpreter
+
+
+def open_session(artifact: Path, *, threads: int = 1) -> _Session:
+    """Open ``artifact/model.tflite`` in LiteRT's interpreter; raises Environment when it cannot."""
+    return _Session(artifact / f"model{suffix}", threads)
