@@ -112,6 +112,7 @@ def train_teacher(
     hidden_size: int = 256,
     vocabulary: int = 4000,
     epochs: int = EPOCHS,
+    learning_rate: float = 5e-4,
 ) -> None:
     """Train a WordPiece tokenizer and a small BERT classifier on ``(text, label)`` rows; saves a model folder."""
     import random
@@ -142,8 +143,8 @@ def train_teacher(
     samples = [(words.encode(text).ids[:64], labels.index(label)) for text, label in rows]
     size, done = 32, 0
     total = epochs * -(-len(samples) // size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-4, total_steps=total, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1)
     for _ in range(epochs):
         order.shuffle(samples)
         batches = [bucket[i : i + size] for bucket in _buckets(samples, 16 * size) for i in range(0, len(bucket), size)]

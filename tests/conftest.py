@@ -134,7 +134,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     write_csv(made.folder / "train.csv", train)
     write_csv(made.folder / "test.csv", tiny_rows(90, seed=2))
     train_teacher(
-        train, made.labels, made.folder / "teacher", no_progress, layers=2, hidden_size=32, vocabulary=300, epochs=12
+        train,
+        made.labels,
+        made.folder / "teacher",
+        no_progress,
+        layers=2,
+        hidden_size=32,
+        vocabulary=300,
+        epochs=12,
+        learning_rate=3e-3,
     )
     (made.folder / "recipe.yaml").write_text(made.recipe)
     return made

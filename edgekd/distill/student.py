@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from edgekd.errors import BadInput
@@ -89,7 +90,7 @@ def _from_model(name: str, teacher: nn.Module, model_class: Any) -> nn.Module:
         student = model_class.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **labels
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
         raise BadInput(f"the student cannot be loaded ({first})", where=name, todo="Check distill.student.model.") from None
     if student.config.vocab_size != teacher.config.vocab_size:

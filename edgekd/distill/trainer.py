@@ -257,6 +257,6 @@ def _last_complete(scratch: Path) -> str | None:
 
 
 def _without_clock(entry: dict[str, Any]) -> dict[str, Any]:
-    """History is an output whose bytes must not depend on the machine's speed."""
+    """History is an output: its bytes depend neither on the machine's speed nor on having been interrupted."""
     clock = ("runtime", "per_second", "flos")
-    return {key: value for key, value in entry.items() if not any(word in key for word in clock)}
+    return {key: entry[key] for key in sorted(entry) if not any(word in key for word in clock)}

@@ -44,7 +44,8 @@ def write_shard(folder: Path, number: int, identity: str, ids: Sequence[str], kn
     id_bytes = torch.tensor([list(bytes.fromhex(one)) for one in ids], dtype=torch.uint8)
     final = folder / f"shard-{number:05d}.safetensors"
     temporary = final.with_suffix(".tmp")
-    metadata = {"schema": SCHEMA, "identity": identity}
+    # One metadata entry: the library writes several in no fixed order, and equal shards must be equal bytes.
+    metadata = {"edgekd": json.dumps({"schema": SCHEMA, "identity": identity})}
     save_file({"ids": id_bytes, **{k: v.contiguous() for k, v in knowledge.items()}}, temporary, metadata)
     temporary.replace(final)
 
@@ -58,7 +59,7 @@ class Cache:
         for path in sorted(folder.glob("shard-*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as shard:
-                    metadata = shard.metadata() or {}
+                    metadata = json.loads((shard.metadata() or {}).get("edgekd", "{}"))
                     ids = shard.get_tensor("ids")
             except (SafetensorError, OSError) as error:
                 raise _broken(path, str(error)) from None

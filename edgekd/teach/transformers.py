@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from edgekd.errors import BadInput
 from edgekd.recipe import Teacher
@@ -28,7 +29,7 @@ def load_teacher(teacher: Teacher, auto_task: str) -> torch.nn.Module:
             dtype=torch.float32,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
         raise BadInput(f"the teacher's weights cannot be loaded ({first})", where=str(teacher.model)) from None
     return model.eval().requires_grad_(False)
