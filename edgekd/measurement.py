@@ -57,7 +57,7 @@ class Measurement:
     latency_ns: tuple[tuple[int, ...], ...] = ()
     blocks: tuple[
         Mapping[str, Any], ...
-    ] = ()  # per block {"position", "wall_ns", "cpu_ns", "others_share", ...}
+    ] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
     memory: Mapping[str, Any] = field(
         default_factory=dict
     )  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}

@@ -417,8 +417,6 @@ def _measurement(
     blocks = [
         {name: value for name, value in block.items() if name != "samples_ns"} for block in record.blocks
     ]
-    for block in blocks:
-        block["others_share"] = _others_share(block)
     warmups = [block["warmup"] for block in blocks]
     requested = {
         "backend": BACKENDS.get(subject.runtime),
@@ -440,7 +438,7 @@ def _measurement(
         threads=threads,
         tokens=length.tokens,
         requested=requested,
-        observed={**record.observed, "tokens": tokens},
+        observed={**record.observed, "tokens": tokens, "others_share": others_share(blocks)},
         load_ns=tuple(record.load_ns),
         first_inference_ns=tuple(record.first_inference_ns),
         warmup={"runs": sum(w["runs"] for w in warmups), "seconds": sum(w["seconds"] for w in warmups)},
@@ -454,12 +452,17 @@ def _measurement(
     return Measurement(**{**vars(one), "flags": tuple(flags(one))})
 
 
-def _others_share(block: Facts) -> float | None:
-    """Share of all processors that other processes (and other guests) used during the block."""
-    if block["machine_busy_ns"] is None or block["wall_ns"] < MINIMAL_SECONDS * 1e9:
+def others_share(blocks: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of all processors that other processes (and other guests of the host) used during the blocks.
+
+    None where the kernel does not tell, or tells too coarsely for so short a time.
+    """
+    wall = sum(block["wall_ns"] for block in blocks)
+    busy = [block["machine_busy_ns"] for block in blocks]
+    if wall < MINIMAL_SECONDS * 1e9 or None in busy:
         return None
-    others = max(0, block["machine_busy_ns"] - block["cpu_ns"])
-    return float(others / (block["wall_ns"] * block["cpus"]))
+    others = max(0, sum(busy) - sum(block["cpu_ns"] for block in blocks))
+    return float(others / (wall * blocks[0]["cpus"]))
 
 
 def flags(one: Measurement) -> list[str]:
@@ -467,12 +470,11 @@ def flags(one: Measurement) -> list[str]:
     if one.error:
         return []
     observed, requested = one.observed, one.requested
-    others = [block["others_share"] for block in one.blocks if block.get("others_share") is not None]
     backend = observed.get("backend")
     wanted = requested["backend"]
     tests = {
         "too_few_runs": len(one.samples_ns()) < requested["min_runs"],
-        "loaded_machine": bool(others) and median(others) > OTHERS,
+        "loaded_machine": (observed.get("others_share") or 0) > OTHERS,
         "backend_differs": None not in (wanted, backend) and wanted not in str(backend).split(", "),
         "threads_differ": observed.get("threads", one.threads) != one.threads,
         "unstable": statistics.stability(one.samples_ns()) < STABLE,

@@ -258,5 +258,5 @@ def _last_complete(scratch: Path) -> str | None:
 
 def _without_clock(entry: dict[str, Any]) -> dict[str, Any]:
     """History is an output: its bytes depend neither on the machine's speed nor on having been interrupted."""
-    clock = ("runtime", "per_second", "flos")
+    clock = ("runtime", "per_second", "flos", "train_loss")
     return {key: entry[key] for key in sorted(entry) if not any(word in key for word in clock)}

@@ -79,7 +79,6 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     model.save(str(package))
     specification = _normalise(package, model.get_spec())
     return {
-        "target": "coreml",
         "file": package.name,
         "size_bytes": sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
         "inputs": [{"name": name, "dtype": "int32", "shape": [1, max_length]} for name in INPUTS],
@@ -254,6 +253,11 @@ def _gelu(operation: Any) -> Any:
     return (0.5 * x * (1 + erf(x / np.sqrt(2)))).astype(operation.x.val.dtype)
 
 
+def _layer_norm(operation: Any) -> Any:
+    """The library computes in float64 and then logs a warning for every result it stores in float32."""
+    return operation.value_inference().astype(operation.x.val.dtype)
+
+
 def _gather_nd(operation: Any) -> Any:
     """The last axis of the indices runs over the leading axes of x; the library only infers its shape."""
     import numpy as np
@@ -265,6 +269,7 @@ def _gather_nd(operation: Any) -> Any:
 
 _KERNELS: dict[str, Callable[[Any], Any]] = {
     "gelu": _gelu,
+    "layer_norm": _layer_norm,
     "gather_nd": _gather_nd,
     "dequantize": lambda operation: operation.materialized_val_inference(),  # the library infers it on request only
 }

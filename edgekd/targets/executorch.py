@@ -79,7 +79,6 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     write_atomic(file, edge.to_executorch().buffer)
     classes = _classes(edge.exported_program())
     return {
-        "target": "executorch",
         "file": file.name,
         "size_bytes": file.stat().st_size,
         "inputs": [
