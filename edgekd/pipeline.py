@@ -469,6 +469,58 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
     return found
 
 
+def report(result: Result) -> dict[str, Any]:
+    """Write ``report.json``, ``report.html`` and ``report.md`` from what the run has; returns the document."""
+    from edgekd import __version__
+    from edgekd.report import build, render
+
+    names = artifacts_of(result)
+    document = build.document(
+        build.RunFacts(
+            name=result.recipe.name,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            version=__version__,
+            recipe=result.recipe.model_dump(mode="json"),
+            environment=environment(),
+            data=result.facts("data") or {},
+            teach=result.facts("teach") or {},
+            student=result.facts("distill-student") or {},
+            baseline=result.facts("distill-baseline"),
+            quantize={scheme: facts for scheme in _schemes(result.recipe) if (facts := result.facts(f"quantize-{scheme}"))},
+            artifacts=names,
+            exports={name: facts for name, _, _ in names if (facts := result.facts(f"export-{name}"))},
+            verifications={name: facts for name, _, _ in names if (facts := result.facts(f"verify-{name}"))},
+            verdicts=verdicts(result),
+            bench=result.facts("bench"),
+            failures={step: error.line() for step, error in result.failures.items()},
+            headline=registry.load("tasks", result.recipe.task).HEADLINE,
+            discordant=_discordant(result),
+        )
+    )
+    artifact.write_json(result.folder / "report.json", document)
+    artifact.write_atomic(result.folder / "report.html", render.html(document))
+    artifact.write_atomic(result.folder / "report.md", render.markdown(document))
+    return document
+
+
+def _discordant(result: Result) -> tuple[int, int] | None:
+    """Test rows that only the student, and only the baseline, answers rightly."""
+    if not {"distill-student", "distill-baseline", "data"} <= set(result.steps):
+        return None
+    import json
+
+    from safetensors.numpy import load_file
+
+    task = registry.load("tasks", result.recipe.task)
+    lines = result.steps["data"].file("test.jsonl").read_text(encoding="utf-8").splitlines()
+    examples = [json.loads(line) for line in lines]
+    files = [result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")]
+    student, baseline = (task.correct(load_file(file)["logits"], examples) for file in files)
+    if student is None or baseline is None:
+        return None
+    return int((student & ~baseline).sum()), int((baseline & ~student).sum())
+
+
 def exit_code(result: Result) -> int:
     """0 when every artefact passes, 1 when the gate failed one, 3 when all that failed lacks a package or a device."""
     if result.failures and all(

@@ -1,8 +1,8 @@
 """From the facts of a run to one document, ``report.json``: a pure function, edited by nobody.
 
-Everything that a report shows is in the document, so that HTML, Markdown and tables are only ways to print it,
-and a program can read the same numbers. It judges nothing (the gate did) and measures nothing. What was not
-measured is null and said so; it is never a zero. The format is ``report.schema.json``.
+Everything that a report shows is in the document, so that HTML, Markdown and tables are only ways to print
+it, and a program can read the same numbers. It judges nothing (the gate did) and measures nothing. What was
+not measured is null and said so; it is never a zero. The format is ``report.schema.json``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgekd.measurement import FLAGS
 
 SCHEMA = "edgekd/report/1"
 SCHEMA_VERSION = 1
+OUTCOMES = {"pass": "passes", "fail": "fails", "failed": "did not come out"}
 Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 Facts = Mapping[str, Any]
@@ -28,10 +29,10 @@ Document = dict[str, Any]
 class RunFacts:
     """All that a report is made from: plain, JSON-able facts of steps, by name.
 
-    ``artifacts`` are ``(name, target, scheme)`` in the order of the recipe; ``exports``, ``verifications`` and
-    ``verdicts`` go by that name ("onnx-w8a8"), and lack those that did not come out. ``discordant`` counts the
-    test rows that only the student, and only the baseline, answers rightly: with it the interval of the gain is
-    paired, and so narrower.
+    ``artifacts`` are ``(name, target, scheme)`` in the order of the recipe; ``exports``, ``verifications``
+    and ``verdicts`` go by that name ("onnx-w8a8"), and lack those that did not come out. ``discordant`` counts
+    the test rows that only the student, and only the baseline, answers rightly: with it the interval of the
+    gain is paired, and so narrower.
     """
 
     name: str
@@ -61,7 +62,7 @@ def document(run: RunFacts) -> Document:
     artifacts = [_artifact(run, *names, summaries) for names in run.artifacts]
     passed = [entry for entry in artifacts if entry["verdict"] == "pass"]
     reasons = [
-        f"{entry['name']} {'fails' if entry['verdict'] == 'fail' else 'did not come out'}: {'; '.join(entry['reasons'])}"
+        f"{entry['name']} {OUTCOMES[entry['verdict']]}: {'; '.join(entry['reasons'])}"
         for entry in artifacts
         if entry["verdict"] != "pass"
     ]
@@ -122,7 +123,7 @@ def _distilled(facts: Facts, rows: int | None, latency: Facts | None) -> Documen
 
 
 def with_interval(metrics: Facts, rows: int | None) -> Document:
-    """The metrics and, where there is an accuracy, ``accuracy_ci``: its Wilson 95 % interval over ``rows`` rows."""
+    """The metrics and, where there is an accuracy, ``accuracy_ci``: its Wilson 95 % interval."""
     if not rows or "accuracy" not in metrics:
         return dict(metrics)
     return {**metrics, "accuracy_ci": list(wilson(metrics["accuracy"], rows))}
@@ -138,10 +139,10 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
 def difference_interval(
     student: float, baseline: float, rows: int, discordant: tuple[int, int] | None
 ) -> tuple[float, float, str]:
-    """95 % normal-approximation interval of the difference of two accuracies on the same rows, and its method.
+    """95 % normal-approximation interval of the difference of two accuracies on the same rows; its method.
 
-    With the discordant counts the variance is that of paired proportions (McNemar's setting); without them the
-    two are taken as independent, which is wider than needed when both err on the same rows.
+    With the discordant counts the variance is that of paired proportions (McNemar's setting); without them
+    the two are taken as independent, which is wider than needed when both err on the same rows.
     """
     difference = student - baseline
     if discordant is not None:
@@ -159,7 +160,13 @@ def _gain(run: RunFacts, rows: int | None) -> Document | None:
     if run.baseline is None or not rows:
         return None
     student, baseline = (facts["metrics"]["test"][run.headline] for facts in (run.student, run.baseline))
-    found: Document = {"metric": run.headline, "value": student - baseline, "samples": rows, "ci": None, "method": None}
+    found: Document = {
+        "metric": run.headline,
+        "value": student - baseline,
+        "samples": rows,
+        "ci": None,
+        "method": None,
+    }
     if run.headline == "accuracy":
         low, high, method = difference_interval(student, baseline, rows, run.discordant)
         found |= {"ci": [low, high], "method": method}
@@ -196,17 +203,21 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "latencies": latencies,
         "memory": {"peak_mb": chosen["peak_mb"]} if chosen else None,
         "load": {"load_ms": chosen["load_ms"], "first_ms": chosen["first_ms"]} if chosen else None,
-        "not_measured": next((row["error"] for row in mine if row["error"]), None if chosen else "bench was not run"),
+        "not_measured": next(
+            (row["error"] for row in mine if row["error"]), None if chosen else "bench was not run"
+        ),
         "error": lost,
     }
 
 
 def _latency(row: Facts, comparisons: Sequence[Facts]) -> Document:
-    """A bench summary with its relation to the float artefact of the same target, device, threads and length."""
+    """A bench summary, with its relation to the float artefact measured under the same conditions."""
     key = ("target", "scheme", "device", "threads", "tokens")
     found = next((one for one in comparisons if all(one[k] == row[k] for k in key)), None)
     relation = {k: found[k] for k in ("verdict", "ratio", "why")} if found else None
-    return {k: v for k, v in row.items() if k not in ("target", "scheme", "versions")} | {"relation_to_float": relation}
+    return {k: v for k, v in row.items() if k not in ("target", "scheme", "versions")} | {
+        "relation_to_float": relation
+    }
 
 
 def headline_row(summaries: Sequence[Facts], target: str, scheme: str) -> Document | None:
@@ -214,7 +225,9 @@ def headline_row(summaries: Sequence[Facts], target: str, scheme: str) -> Docume
     good = [
         row
         for row in summaries
-        if (row["target"], row["scheme"]) == (target, scheme) and row["error"] is None and row["p50_ms"] is not None
+        if (row["target"], row["scheme"]) == (target, scheme)
+        and row["error"] is None
+        and row["p50_ms"] is not None
     ]
     if not good:
         return None
@@ -236,13 +249,28 @@ def curves(history: Sequence[Facts], headline: str) -> dict[str, list[list[float
 
 def bench_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of the bench stage's facts."""
-    columns = ["what", "device", "threads", "tokens", "p50 ms", "95 % interval", "p90", "p99", "load ms", "peak MB", "note"]
+    columns = [
+        "what",
+        "device",
+        "threads",
+        "tokens",
+        "p50 ms",
+        "95 % interval",
+        "p90",
+        "p99",
+        "load ms",
+        "peak MB",
+        "note",
+    ]
     words = {
-        (row["target"], row["scheme"], row["device"], row["threads"], row["tokens"]): row for row in facts["comparisons"]
+        (row["target"], row["scheme"], row["device"], row["threads"], row["tokens"]): row
+        for row in facts["comparisons"]
     }
     rows = []
     for row in facts["summaries"]:
-        name = row["target"] if row["target"] in ("teacher", "student") else f"{row['target']}-{row['scheme']}"
+        name = (
+            row["target"] if row["target"] in ("teacher", "student") else f"{row['target']}-{row['scheme']}"
+        )
         where = [name, row["device"], str(row["threads"]), str(row["tokens"])]
         if row["error"]:
             rows.append([*where, *["-"] * 6, row["error"]])
@@ -276,5 +304,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of ``report.json``."""
-    found: dict[str, Any] = json.loads(Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8")
+    )
     return found

@@ -1,7 +1,7 @@
 """Plots as inline SVG, from numbers to text: no library, no script, no colour that means something alone.
 
-Every series differs in shape as well as colour, points carry their names, and colours are CSS variables of the
-page, so that a plot follows dark mode. A plot without points is an empty string.
+Every series differs in shape as well as colour, points carry their names, and colours are CSS variables of
+the page, so that a plot follows dark mode. A plot without points is an empty string.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINE = 14
 
 @dataclass(frozen=True)
 class Point:
-    """A named point. ``group`` chooses the colour, ``shape`` the mark; ``low`` and ``high`` are its interval in y."""
+    """A named point: ``group`` chooses the colour, ``shape`` the mark, ``low`` and ``high`` bound y."""
 
     x: float
     y: float
@@ -47,19 +47,23 @@ class _Axis:
     ticks: list[float]
 
 
-def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
-    """Named points, the x axis logarithmic where values differ by more than a factor of four."""
+def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, least: float = 1e-6) -> str:
+    """Named points. x is logarithmic where values differ by more than four times; y spans ``least`` or more."""
     points = [point for point in points if point.x > 0]
     if not points:
         return ""
     xs = [point.x for point in points]
     ys = [bound for point in points for bound in (point.y, point.low, point.high) if bound is not None]
-    x_axis = _log(min(xs), max(xs), LEFT, WIDTH - RIGHT) if max(xs) > 4 * min(xs) else _linear(xs, LEFT, WIDTH - RIGHT)
-    y_axis = _linear(ys, HEIGHT - BOTTOM, TOP, least=0.02)
+    x_axis = (
+        _log(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+        if max(xs) > 4 * min(xs)
+        else _linear(xs, LEFT, WIDTH - RIGHT)
+    )
+    y_axis = _linear(ys, HEIGHT - BOTTOM, TOP, least=least)
     body = [_frame(x_axis, y_axis, x_label, y_label)]
     placed = [(x_axis.place(p.x), y_axis.place(p.y)) for p in points]
     boxes = [(x - 8, y - 8, x + 8, y + 8) for x, y in placed]
-    for point, (x, y) in zip(points, placed, strict=True):
+    for point, (x, _) in zip(points, placed, strict=True):
         if point.low is not None and point.high is not None:
             top, bottom = y_axis.place(point.high), y_axis.place(point.low)
             body.append(f'<path class="whisker g{point.group}" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
@@ -91,7 +95,9 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
         if len(placed) <= 40:
             body += [mark(number, line.group, x, y, size=3.5) for x, y in placed]
         body.append(_label(line.name, *placed[-1], boxes))
-    told = "; ".join(f"{line.name}: {len(line.points)} points, last {line.points[-1][1]:.4g}" for line in series)
+    told = "; ".join(
+        f"{line.name}: {len(line.points)} points, last {line.points[-1][1]:.4g}" for line in series
+    )
     return _svg(title, told, body)
 
 
@@ -155,10 +161,14 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
     middle = (LEFT + right) / 2
-    parts.append(f'<text class="name" x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="name" x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     height = (TOP + bottom) / 2
     turn = f'transform="rotate(-90 16 {height})"'
-    parts.append(f'<text class="name" x="16" y="{height}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
+    parts.append(
+        f'<text class="name" x="16" y="{height}" text-anchor="middle" {turn}>{escape(y_label)}</text>'
+    )
     return "".join(parts)
 
 
@@ -175,7 +185,9 @@ def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float,
         for left, base in spots
         if left >= LEFT + 2 and left + width <= WIDTH - 2 and TOP + 8 <= base <= HEIGHT - BOTTOM - 2
     ]
-    free = [(left, base) for left, base in inside if not _covers((left, base - 10, left + width, base + 3), boxes)]
+    free = [
+        (left, base) for left, base in inside if not _covers((left, base - 10, left + width, base + 3), boxes)
+    ]
     left, base = (free or inside or spots)[0]
     boxes.append((left, base - 10, left + width, base + 3))
     text = f'<text class="label" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>'
@@ -185,7 +197,9 @@ def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float,
     return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end:.1f} {base - 4:.1f}"/>{text}'
 
 
-def _covers(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> bool:
+def _covers(
+    box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]
+) -> bool:
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 

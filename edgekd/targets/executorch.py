@@ -43,11 +43,11 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     ``fp32``: the same float graph; sums run in another order, which costs a few 1e-6 of the logits' range.
     ``w8a8``: the delegate's layers compute what the integer Program computes (int32 sums, one float multiplier,
     round half to even), but softmax, layer norm and GELU between them are float kernels that differ in the last
-    bit. Now and then a value lies on a rounding tie, one int8 step flips, and later layers amplify it: on a
-    6-layer encoder nine texts in ten are identical and the others move by a few output steps, at most an
-    eighth of the logits' range. A wrong scale or a lost layer moves logits by the range itself.
+    bit. Now and then a value lies on a rounding tie, one int8 step flips, and later layers amplify it. Measured on
+    300 texts and 6 layers: 92 % identical, the others off by up to 0.035 of the logits' range. The bound is three
+    times that; a wrong scale or a lost layer moves logits by the range itself.
     """
-    return 1e-3 if scheme == "fp32" else max(1e-3, 0.125 * logit_range)
+    return 1e-3 if scheme == "fp32" else 0.12 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:
@@ -82,7 +82,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "file": file.name,
         "size_bytes": file.stat().st_size,
         "inputs": [
-            {"name": name, "dtype": "int64", "shape": [1, f"2..{max_length}"]} for name in ("input_ids", "attention_mask")
+            {"name": name, "dtype": "int64", "shape": [1, "sequence"]} for name in ("input_ids", "attention_mask")
         ],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, classes]}],
         "max_length": max_length,

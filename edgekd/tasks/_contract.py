@@ -41,6 +41,10 @@ class Task(Protocol):
         """Metrics from numpy logits; with the teacher's logits also ``teacher_agreement``."""
         ...
 
+    def correct(self, logits_NC: Any, examples: Sequence[Example]) -> Any:
+        """Which examples are answered rightly, bool [N]; None for a task that is only scored as a whole."""
+        ...
+
     def answer(self, logits_C: Any, labels: Sequence[str], top_k: int = 3) -> list[dict[str, Any]]:
         """What an app shows: ``[{"label": .., "score": ..}, ...]``, best first."""
         ...

@@ -77,6 +77,11 @@ def metrics(logits_NC: Any, examples: Sequence[Example], teacher_NC: Any = None)
     return found
 
 
+def correct(logits_NC: Any, examples: Sequence[Example]) -> Any:
+    """Whether the largest logit is the label's, bool [N]."""
+    return np.asarray(logits_NC).argmax(-1) == np.array([example["label"] for example in examples])
+
+
 def answer(logits_C: Any, labels: Sequence[str], top_k: int = 3) -> list[dict[str, Any]]:
     """``[{"label", "score"}, ...]``: the ``top_k`` labels by probability, best first."""
     shares_C = _softmax(np.asarray(logits_C, dtype=np.float64))

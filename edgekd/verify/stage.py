@@ -9,7 +9,6 @@ is taken, and the facts say so. Refuses logits that are not finite: such an arte
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from edgekd import registry
 from edgekd.artifact import Facts, Inputs, read_json
+from edgekd.data.stage import read_split
 from edgekd.errors import BadInput, StepFailed
+from edgekd.teach.cache import read_logits
 
 LOGITS = "logits.safetensors"
 
@@ -33,9 +34,9 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     """
     began = time.monotonic()
     target, task = registry.load("targets", inputs.variant["target"]), registry.load("tasks", recipe.task)
-    lines = inputs["data"].file("test.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    rows = spread(len(lines), _limit(recipe.verify, target.slow))
-    examples = [json.loads(lines[row]) for row in rows]
+    test = read_split(inputs["data"].path, "test")
+    rows = spread(len(test), _limit(recipe.verify, target.slow))
+    examples = [test[row] for row in rows]
     compared = _compared(inputs, rows)
 
     session = target.open_session(inputs["export"].path)
@@ -59,8 +60,8 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     return {
         **inputs.variant,
         "samples": len(rows),
-        "of": len(lines),
-        "rows": "every row" if len(rows) == len(lines) else f"{len(rows)} of {len(lines)} rows, evenly spread",
+        "of": len(test),
+        "rows": "every row" if len(rows) == len(test) else f"{len(rows)} of {len(test)} rows, evenly spread",
         "metrics": task.metrics(logits_NC, examples, teacher_NC),
         "program_metrics": task.metrics(compared["program"], examples, teacher_NC),
         "student_metrics": task.metrics(compared["student"], examples, teacher_NC),
@@ -109,8 +110,6 @@ def _limit(verify: Any, slow: bool) -> int | None:
 
 def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Logits [n, C] of Program, teacher and float student on these rows of the test split."""
-    from edgekd.teach.cache import read_logits
-
     found = {
         "program": load_file(inputs["quantize"].file("reference.safetensors"))["logits"],
         "teacher": read_logits(inputs["teach"], "test").numpy(),

@@ -1,4 +1,4 @@
-"""A Program small enough to export in seconds: a seeded two-layer BERT, in any scheme, with all its files.
+"""A Program small enough to export in seconds: a seeded one-layer BERT, in any scheme, with all its files.
 
 Its weights are drawn wide, so that the logits of different texts differ by whole units and a broken export
 cannot hide in rounding.
@@ -50,7 +50,7 @@ def model(seed: int = 0) -> BertForSequenceClassification:
     config = BertConfig(
         vocab_size=len(WORDS) + 4,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=MAX_LENGTH,

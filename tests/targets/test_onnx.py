@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from edgekd.artifact import Artifact
 from edgekd.errors import BadInput, Environment
 from edgekd.targets import onnx as target
-from targets.conftest import (
+from _programs import (
     LINEAR_LAYERS,
     MAX_LENGTH,
     VOCABULARY,
@@ -40,6 +40,13 @@ def exported(make_program, tmp_path_factory):  # type: ignore[no-untyped-def]
         program = make_program(scheme)
         made[scheme] = (program, out, target.export(program.path, out, max_length=MAX_LENGTH))
     return made
+
+
+@pytest.fixture(scope="module")
+def translated(make_program):  # type: ignore[no-untyped-def]
+    """Call it for a fresh copy of the exact Program as the exporter spells it, before any pass."""
+    proto = ir.to_proto(target._translate(make_program("w8a8", exact=True).path))
+    return lambda: ir.from_proto(proto)
 
 
 def run(model: bytes | Path, batches: list[dict[str, np.ndarray]], *, optimise: bool) -> list[np.ndarray]:
@@ -64,8 +71,8 @@ def batches() -> list[dict[str, np.ndarray]]:
     return made
 
 
-def test_every_pass_keeps_every_bit(make_program) -> None:  # type: ignore[no-untyped-def]
-    model = target._translate(make_program("w8a8", exact=True).path)
+def test_every_pass_keeps_every_bit(translated) -> None:  # type: ignore[no-untyped-def]
+    model = translated()
     before = run(ir.to_proto(model).SerializeToString(), batches(), optimise=False)
     assert len({logits.tobytes() for logits in before}) == len(before)  # the model is not a constant
     for step in (target.shift_to_uint8, target.flatten_tokens, target.spell_as_gemm):
@@ -189,8 +196,8 @@ def test_other_families_run_in_integers_too(make_program, tmp_path, family: str)
     assert np.abs(found - expected).max() <= target.golden_bound("w8a8", float(np.ptp(expected)))
 
 
-def test_a_bias_off_the_grid_is_refused(make_program) -> None:  # type: ignore[no-untyped-def]
-    model = target._translate(make_program("w8a8", exact=True).path)
+def test_a_bias_off_the_grid_is_refused(translated) -> None:  # type: ignore[no-untyped-def]
+    model = translated()
     target.shift_to_uint8(model)
     target.flatten_tokens(model)
     name = next(name for name in model.graph.initializers if name.endswith("query.bias"))
@@ -200,8 +207,8 @@ def test_a_bias_off_the_grid_is_refused(make_program) -> None:  # type: ignore[n
         target.spell_as_gemm(model)
 
 
-def test_a_quantized_layer_that_would_run_in_float_is_refused(make_program, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = target._translate(make_program("w8a8", exact=True).path)
+def test_a_quantized_layer_that_would_run_in_float_is_refused(translated, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = translated()
     monkeypatch.setattr(target, "flatten_tokens", lambda model: 0)
     with pytest.raises(BadInput, match="not by Gemm"):
         target.legalise(model)

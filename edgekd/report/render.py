@@ -1,0 +1,273 @@
+"""The ways to print a report: a self-contained page, Markdown for a pull request, rows for a terminal.
+
+Pure functions of ``build.document``. The page needs no network and no script; every text in it that came from
+data or from an error message is escaped (Jinja2's autoescape), because a label name may be anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd.measurement import FLAGS
+from edgekd.report import plots
+from edgekd.report.build import number
+
+Document = Mapping[str, Any]
+
+WORDS = {"pass": "passes", "fail": "fails the gate", "failed": "did not come out"}
+DASH = "–"  # not measured, not known
+
+
+def html(document: Document) -> str:
+    """The report as one HTML page."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
+    )
+    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
+    markup = {name: Markup(svg) for name, svg in _plots(document).items()}
+    keys = {name: Markup(svg) for name, svg in _keys(document).items()}
+    page = environment.get_template("template.html.j2")
+    text: str = page.render(
+        document=document,
+        plots=markup,
+        keys=keys,
+        cards=cards(document),
+    )
+    return text
+
+
+def pretty(value: Any) -> str:
+    """JSON for people."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``0.9312`` -> ``93.1 %``."""
+    return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points, signed: ``-0.005`` -> ``-0.5``."""
+    return DASH if value is None else f"{100 * value:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+
+def megabytes(size_bytes: float | None) -> str:
+    """Bytes as 10^6 bytes."""
+    return DASH if size_bytes is None else f"{size_bytes / 1e6:.1f}"
+
+
+def shown(value: Any) -> str:
+    """A check's value or limit."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def drop(document: Document, entry: Document) -> float | None:
+    """Headline metric of an artefact minus that of the float student on the same rows."""
+    if not entry["metrics"]:
+        return None
+    name = document["headline"]
+    return float(entry["metrics"][name] - entry["student_metrics"][name])
+
+
+def cards(document: Document) -> list[dict[str, str]]:
+    """The few numbers on top: ``{"label", "value", "note"}``."""
+    name = document["headline"]
+    teacher, student = document["teacher"], document["student"]
+    kept = student["metrics"][name] / teacher["metrics"][name] if teacher["metrics"][name] else None
+    found = [
+        {
+            "label": f"{name} of teacher and student",
+            "value": f"{percent(teacher['metrics'][name])} → {percent(student['metrics'][name])}",
+            "note": f"{percent(kept)} of the teacher's kept" if kept is not None else "",
+        }
+    ]
+    gain = document["gain"]
+    if gain:
+        interval = f"95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])}" if gain["ci"] else ""
+        found.append(
+            {"label": "what the teacher added", "value": f"{points(gain['value'])} points", "note": interval}
+        )
+    good = [entry for entry in document["artifacts"] if entry["verdict"] == "pass"]
+    if good and teacher["size_bytes"]:
+        small = min(good, key=lambda entry: entry["size_bytes"])
+        times = teacher["size_bytes"] / small["size_bytes"]
+        found.append(
+            {
+                "label": "smallest that passes",
+                "value": f"{megabytes(small['size_bytes'])} MB",
+                "note": f"{small['name']}, {times:.1f} times smaller than the teacher",
+            }
+        )
+    timed = [entry for entry in good if entry["latency"]]
+    if timed:
+        fast = min(timed, key=lambda entry: entry["latency"]["p50_ms"])
+        row, versus = fast["latency"], teacher["latency"]
+        times = f", {versus['p50_ms'] / row['p50_ms']:.1f} times faster than the teacher" if versus else ""
+        found.append(
+            {
+                "label": f"fastest that passes, {row['tokens']} tokens",
+                "value": f"{number(row['p50_ms'])} ms",
+                "note": fast["name"] + times,
+            }
+        )
+    return found
+
+
+def _groups(document: Document) -> tuple[dict[str, int], dict[str, int]]:
+    """Colour by target, shape by scheme."""
+    targets = list(dict.fromkeys(entry["target"] for entry in document["artifacts"]))
+    schemes = list(dict.fromkeys(entry["scheme"] for entry in document["artifacts"]))
+    return {name: n for n, name in enumerate(targets)}, {name: n for n, name in enumerate(schemes)}
+
+
+def _keys(document: Document) -> dict[str, str]:
+    colours, shapes = _groups(document)
+    return {
+        entry["name"]: plots.key(shapes[entry["scheme"]], colours[entry["target"]])
+        for entry in document["artifacts"]
+    }
+
+
+def _plots(document: Document) -> dict[str, str]:
+    name = document["headline"]
+    colours, shapes = _groups(document)
+    verified = [entry for entry in document["artifacts"] if entry["metrics"]]
+
+    def point(entry: Document, x: float, unit: str) -> plots.Point:
+        low, high = entry["metrics"].get("accuracy_ci", (None, None)) if name == "accuracy" else (None, None)
+        return plots.Point(
+            x=x,
+            y=100 * entry["metrics"][name],
+            name=entry["name"],
+            group=colours[entry["target"]],
+            shape=shapes[entry["scheme"]],
+            low=None if low is None else 100 * low,
+            high=None if high is None else 100 * high,
+            detail=f"{percent(entry['metrics'][name])} at {number(x)} {unit}",
+        )
+
+    timed = [point(entry, entry["latency"]["p50_ms"], "ms") for entry in verified if entry["latency"]]
+    sized = [point(entry, entry["size_bytes"] / 1e6, "MB") for entry in verified]
+    curves = document["curves"]
+    kinds = [(kind, n) for n, kind in enumerate(("student", "baseline")) if kind in curves]
+    return {
+        "latency": plots.scatter(
+            timed,
+            title=f"{name} against latency",
+            x_label="median latency in ms (lower is better)",
+            y_label=f"{name} in % (higher is better)",
+            least=2,
+        ),
+        "size": plots.scatter(
+            sized,
+            title=f"{name} against size",
+            x_label="file size in MB (lower is better)",
+            y_label=f"{name} in % (higher is better)",
+            least=2,
+        ),
+        "validation": plots.lines(
+            [plots.Line([[s, 100 * v] for s, v in curves[kind]["validation"]], kind, n) for kind, n in kinds],
+            title=f"validation {name} while training",
+            x_label="step",
+            y_label=f"validation {name} in %",
+        ),
+        "loss": plots.lines(
+            [plots.Line(curves[kind]["loss"], kind, n) for kind, n in kinds],
+            title="training loss",
+            x_label="step",
+            y_label="training loss (each its own)",
+        ),
+    }
+
+
+def _table(document: Document) -> tuple[list[str], list[list[str]]]:
+    name = document["headline"]
+    columns = ["artefact", "verdict", name, "to student", "MB", "p50 ms", "vs float", "peak MB"]
+    rows = []
+    for entry in document["artifacts"]:
+        row = entry["latency"] or {}
+        relation = row.get("relation_to_float")
+        rows.append(
+            [
+                entry["name"],
+                WORDS[entry["verdict"]],
+                percent(entry["metrics"][name]) if entry["metrics"] else DASH,
+                points(drop(document, entry)),
+                megabytes(entry["size_bytes"]),
+                number(row.get("p50_ms")).replace("-", DASH),
+                f"{relation['verdict']} (x {relation['ratio']:.2f})" if relation else DASH,
+                number(row.get("peak_mb")).replace("-", DASH),
+            ]
+        )
+    return columns, rows
+
+
+def console(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table that a command prints."""
+    return _table(document)
+
+
+def markdown(document: Document) -> str:
+    """The report for a pull request: verdict, reasons, one table, teacher and student."""
+    name = document["headline"]
+    columns, rows = _table(document)
+    lines = [
+        f"## {_md(document['title'])}: {'passes' if document['verdict'] == 'pass' else 'fails'}",
+        "",
+        document["summary"],
+        "",
+        *(f"- {_md(reason)}" for reason in document["reasons"]),
+        *([""] if document["reasons"] else []),
+        *_md_table(columns, rows),
+        "",
+        *_md_table(
+            ["model", name, "parameters", "MB"],
+            [
+                [kind, percent(one["metrics"][name]), f"{one['parameters']:,}", megabytes(one["size_bytes"])]
+                for kind in ("teacher", "student", "baseline")
+                if (one := document[kind])
+            ],
+        ),
+        "",
+    ]
+    gain = document["gain"]
+    if gain:
+        interval = (
+            f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
+        )
+        lines += [f"The teacher added {points(gain['value'])} points of {name}{interval}.", ""]
+    timed = next((entry["latency"] for entry in document["artifacts"] if entry["latency"]), None)
+    if timed:
+        threads = f"{timed['threads']} thread{'s' if timed['threads'] != 1 else ''}"
+        lines += [f"Latency: median on {_md(timed['device'])}, {threads}, {timed['tokens']} tokens.", ""]
+    return "\n".join([*lines, f"edgekd {document['edgekd']}, {document['created']}", ""])
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for character in "\\`*_[]<>|#":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def _md_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *([_md(cell) for cell in row] for row in rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]

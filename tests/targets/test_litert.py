@@ -1,0 +1,217 @@
+"""The LiteRT target: the file holds the Program's numbers, and XNNPACK runs them in integers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _programs import (
+    LINEAR_LAYERS,
+    MAX_LENGTH,
+    VOCABULARY,
+    activation_scales,
+    golden_of,
+    machine_words,
+    weights,
+)
+
+from edgekd.errors import BadInput, Environment
+from edgekd.targets import litert as target
+from edgekd.targets._contract import load_program, specialise
+
+interpreters = pytest.importorskip("ai_edge_litert.interpreter")
+pytest.importorskip("litert_torch")
+from ai_edge_litert import schema_py_generated as schema  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def exported(make_program, tmp_path_factory):  # type: ignore[no-untyped-def]
+    """Scheme -> (Program, folder of its LiteRT artefact, facts)."""
+    made = {}
+    for scheme in ("fp32", "w8a8"):
+        out = tmp_path_factory.mktemp(f"litert-{scheme}")
+        program = make_program(scheme)
+        made[scheme] = (program, out, target.export(program.path, out, max_length=MAX_LENGTH))
+    return made
+
+
+def parsed(path: Path) -> tuple[Any, Any]:
+    """The flatbuffer's model and its only graph."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    assert len(model.subgraphs) == 1
+    return model, model.subgraphs[0]
+
+
+def operations(model: Any, graph: Any) -> list[tuple[str, Any]]:
+    """(name, operator) in order."""
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    return [(names[codes[operator.opcodeIndex]], operator) for operator in graph.operators]
+
+
+def stored(model: Any, tensor: Any, dtype: Any) -> np.ndarray:
+    """A constant tensor's values."""
+    return np.asarray(model.buffers[tensor.buffer].data).view(dtype).reshape(tensor.shape)
+
+
+def test_unfolding_weights_keeps_every_bit(make_program) -> None:  # type: ignore[no-untyped-def]
+    program = make_program("w8a8")
+    module = specialise(load_program(program.path), MAX_LENGTH).module()
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(2, VOCABULARY, size=(1, MAX_LENGTH)))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        before = module(ids, mask)
+        assert target.unfold_weights(module) == LINEAR_LAYERS
+        after = module(ids, mask)
+    assert torch.equal(before, after) and before.unique().numel() > 1
+
+
+def test_a_weight_that_cannot_be_unfolded_exactly_is_refused(make_program) -> None:  # type: ignore[no-untyped-def]
+    module = specialise(load_program(make_program("w8a8").path), MAX_LENGTH).module()
+    next(buffer for name, buffer in module.named_buffers() if name.endswith("w_scale") and buffer.ndim == 1).fill_(1e-45)
+    with pytest.raises(BadInput, match="too small for float32"):
+        target.unfold_weights(module)
+
+
+def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  # type: ignore[no-untyped-def]
+    program, out, facts = exported["w8a8"]
+    model, graph = parsed(out / "model.tflite")
+    found = [operator for name, operator in operations(model, graph) if name == "FULLY_CONNECTED"]
+    kinds = schema.TensorType
+    expected = ([kinds.INT8, kinds.INT8, kinds.INT32], [kinds.INT8])
+    for operator in found:
+        types = [[graph.tensors[index].type for index in side] for side in (operator.inputs, operator.outputs)]
+        assert tuple(types) == expected
+    assert len(found) == LINEAR_LAYERS == len([w for w in weights(program).values() if "bias" in w])
+    assert facts["passes"] == ["unfold_weights"]
+
+
+def test_xnnpack_takes_all_fully_connected_layers(exported) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = exported["w8a8"]
+    interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
+    interpreter.allocate_tensors()
+    planned = [operation for operation in interpreter._get_ops_details() if operation["op_name"] == "DELEGATE"]
+    assert planned
+    delegated = Counter(operation["op_name"] for operation in interpreter._get_ops_details())
+    # get_ops_details keeps the replaced nodes in its list; what runs is the execution plan's tail
+    assert delegated["DELEGATE"] >= 1
+
+
+def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> None:  # type: ignore[no-untyped-def]
+    program, out, _ = exported["w8a8"]
+    model, graph = parsed(out / "model.tflite")
+    layers = set()
+    for name, operator in operations(model, graph):
+        if name != "FULLY_CONNECTED":
+            continue
+        source, weight, bias = (graph.tensors[index] for index in operator.inputs)
+        in_scale = np.float32(source.quantization.scale[0])
+        scales = np.asarray(weight.quantization.scale, np.float32)
+        assert not np.any(weight.quantization.zeroPoint) and weight.quantization.quantizedDimension == 0
+        values, steps = stored(model, weight, np.int8), stored(model, bias, np.int32)
+        layers.add((values.tobytes(), scales.tobytes(), in_scale, steps.tobytes()))
+    tables = {
+        stored(model, tensor, np.int8).tobytes()
+        for tensor in graph.tensors
+        if tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is not None
+    }
+    in_scales = {layer[2] for layer in layers}
+    for name, expected in weights(program).items():
+        assert expected["weight_q"].tobytes() in tables, name  # embeddings too: int8 in the file
+        if "bias" not in expected:
+            continue
+        candidates = {
+            (expected["weight_q"].tobytes(), expected["w_scale"].tobytes(), in_scale, steps.tobytes())
+            for in_scale in in_scales
+            for steps in [np.round(expected["bias"] / (float(in_scale) * expected["w_scale"].astype(np.float64))).astype(np.int32)]
+        }
+        assert candidates & layers, name
+    assert len(layers) == LINEAR_LAYERS
+    quantized = [tensor.quantization for tensor in graph.tensors if tensor.quantization is not None]
+    scalars = [q for q in quantized if q.scale is not None and len(q.scale) == 1]
+    assert {(np.float32(q.scale[0]), int(q.zeroPoint[0])) for q in scalars} == activation_scales(program)
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+def test_golden_logits_in_plain_litert_and_in_the_session(exported, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    program, out, facts = exported[scheme]
+    inputs, expected = golden_of(program)
+    interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
+    runner = interpreter.get_signature_runner()
+    plain = []
+    for one in inputs:
+        padding = ((0, 0), (0, MAX_LENGTH - one["input_ids"].shape[1]))
+        logits = runner(**{name: np.pad(row, padding).astype(np.int32) for name, row in one.items()})["logits"]
+        described = facts["outputs"][0]
+        assert logits.dtype.name == described["dtype"] == ("int8" if scheme == "w8a8" else "float32")
+        if scheme == "w8a8":
+            logits = (logits.astype(np.float32) - described["zero_point"]) * np.float32(described["scale"])
+        plain.append(logits)
+    found = np.concatenate(plain)
+    assert np.abs(found - expected).max() <= target.golden_bound(scheme, float(np.ptp(expected)))
+    if scheme == "w8a8":  # ties are rare: most answers are identical
+        assert (np.abs(found - expected).max(1) < 1e-6).mean() >= 0.5
+    session = target.open_session(out)
+    np.testing.assert_array_equal(np.concatenate([session.run(one) for one in inputs]), found)
+    assert session.observed["provider"] == "XNNPACK" and session.observed["length"] == MAX_LENGTH
+    with pytest.raises(BadInput, match="tokens do not fit"):
+        session.run({name: np.ones((1, MAX_LENGTH + 1), np.int64) for name in target.INPUTS})
+    session.close()
+
+
+def test_the_file_is_small_and_names_no_machine(exported, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sizes = {}
+    for scheme, (_, out, facts) in exported.items():
+        content = (out / "model.tflite").read_bytes()
+        assert [path.name for path in out.iterdir()] == ["model.tflite"]
+        assert facts["size_bytes"] == len(content) and facts["fixed_length"]
+        assert facts["inputs"][1] == {"name": "attention_mask", "dtype": "int32", "shape": [1, MAX_LENGTH]}
+        assert not [word for word in machine_words(tmp_path) if word in content]
+        sizes[scheme] = len(content)
+    assert sizes["w8a8"] < 0.45 * sizes["fp32"]  # of a tiny model: the graph itself weighs 0.1
+
+
+def test_same_program_same_bytes_in_another_process(exported, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    program, out, _ = exported["w8a8"]
+    code = (
+        "import sys; from pathlib import Path; from edgekd.targets import litert;"
+        f"litert.export(Path(sys.argv[1]), Path(sys.argv[2]), max_length={MAX_LENGTH})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(program.path), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    digests = [hashlib.sha256((folder / "model.tflite").read_bytes()).hexdigest() for folder in (out, tmp_path)]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta"])
+def test_other_families_run_in_integers_too(make_program, tmp_path, family: str) -> None:  # type: ignore[no-untyped-def]
+    program = make_program("w8a8", family)
+    target.export(program.path, tmp_path, max_length=MAX_LENGTH)
+    session = target.open_session(tmp_path)
+    inputs, expected = golden_of(program)
+    found = np.concatenate([session.run(one) for one in inputs])
+    assert np.abs(found - expected).max() <= target.golden_bound("w8a8", float(np.ptp(expected)))
+
+
+def test_missing_packages_and_broken_files_say_so(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "model.tflite").write_bytes(b"not a model")
+    with pytest.raises(Environment, match="does not open it"):
+        target.open_session(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Environment, match=r"pip install 'edgekd\[litert\]'"):
+        target.export(tmp_path, tmp_path, max_length=8)
