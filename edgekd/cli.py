@@ -16,12 +16,12 @@ import typer
 from edgekd import errors
 
 if TYPE_CHECKING:
-    from edgekd import pipeline
     from edgekd.recipe import Recipe
 
-# Set before any library reads them: no telemetry, no fork warning, and threads that sleep instead of spin.
+# Set before any library reads them: no telemetry, bars of our own, and threads that sleep instead of spin.
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "0",
@@ -36,9 +36,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")]
+RecipeArg = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")
+]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default runs/<name>.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -75,7 +79,9 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(file=sys.stdout, highlight=False).print(table)
 
 
-def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool) -> None:
+def _until(
+    stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool
+) -> None:
     """Run the steps up to a stage and show the facts of that stage's steps."""
     from edgekd import pipeline, progress
 
@@ -87,13 +93,17 @@ def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | Non
     if as_json:
         _json({"schema": "edgekd/steps/1", "run": str(folder), "steps": found, "failures": failures})
     else:
-        rows = [[step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found]
+        rows = [
+            [step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found
+        ]
         rows += [[step, "failed", line] for step, line in failures.items()]
         _table(f"{stage}: {folder}", ["step", "state", "where"], rows)
     raise typer.Exit(pipeline.exit_code(result))
 
 
-@app.command(epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77")
+@app.command(
+    epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77"
+)
 def ship(
     recipe: RecipeArg,
     run_dir: RunDir = None,
@@ -215,7 +225,9 @@ def report(recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json:
 @app.command(epilog="Example: edgekd init --task text-classification > recipe.yaml")
 def init(
     task: Annotated[str, typer.Option("--task", help="Task of the recipe.")] = "text-classification",
-    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")
+    ] = None,
 ) -> None:
     """Write a commented starter recipe."""
     from edgekd import recipe as recipes
@@ -326,11 +338,16 @@ def _fail(error: errors.EdgekdError, as_json: bool) -> int:
 def main() -> None:
     """Run the command line and exit with the documented code; a traceback only with EDGEKD_DEBUG=1."""
     import errno
+    import logging
+    import warnings
 
+    if not os.environ.get("EDGEKD_DEBUG"):  # libraries' warnings are for us; what users should know is in the facts
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     as_json = "--json" in sys.argv
     code = 0
     try:
-        with _stdout_is_ours():
+        with _StdoutIsOurs():
             code = app(standalone_mode=False) or 0
     except errors.EdgekdError as error:
         code = _fail(error, as_json)
@@ -341,7 +358,10 @@ def main() -> None:
         if os.environ.get("EDGEKD_DEBUG"):
             raise
         todo = "Free some space; the same command goes on from here." if error.errno == errno.ENOSPC else ""
-        code = _fail(errors.Environment(error.strerror or str(error), where=str(error.filename or ""), todo=todo), as_json)
+        code = _fail(
+            errors.Environment(error.strerror or str(error), where=str(error.filename or ""), todo=todo),
+            as_json,
+        )
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own copy of click has no public exceptions
         if usage is None and os.environ.get("EDGEKD_DEBUG"):
@@ -353,7 +373,7 @@ def main() -> None:
     sys.exit(code)
 
 
-class _stdout_is_ours:
+class _StdoutIsOurs:
     """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result."""
 
     def __enter__(self) -> None:

@@ -24,7 +24,9 @@ def inventory() -> dict[str, Any]:
                 "name": name,
                 "accepts": sorted(module.accepts),
                 "packages": versions,
-                "installed": "missing: " + ", ".join(missing) if missing else ", ".join(map(" ".join, versions.items())),
+                "installed": "missing: " + ", ".join(missing)
+                if missing
+                else ", ".join(map(" ".join, versions.items())),
                 "hint": f"pip install 'edgekd[{module.extra}]'" if missing else "",
             }
         )
@@ -38,7 +40,13 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     for target in inventory()["targets"]:
         asked = wanted is None or target["name"] in wanted
         state = "ok" if not target["hint"] else ("missing" if asked and wanted is not None else "note")
-        rows.append(_row(f"target {target['name']}", state, " ".join(filter(None, (target["installed"], target["hint"])))))
+        rows.append(
+            _row(
+                f"target {target['name']}",
+                state,
+                " ".join(filter(None, (target["installed"], target["hint"]))),
+            )
+        )
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     rows.append(_row("free disk", "ok" if free > 2 else "note", f"{free:.1f} GB"))
     rows.append(_row("processors", "ok", f"{os.cpu_count()}, load {os.getloadavg()[0]:.1f}"))
@@ -51,12 +59,14 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     facts = pipeline.run(recipe, folder, until="data").facts("data") or {}
     rows.append(_row("data", "ok", ", ".join(f"{name} {count}" for name, count in facts["rows"].items())))
     cut = {name: rate for name, rate in facts["truncation_rate"].items() if rate}
-    rows.append(_row("cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"))
+    rows.append(
+        _row(
+            "cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"
+        )
+    )
     rows += [_row("data", "note", warning) for warning in facts.get("warnings", [])]
     return rows
 
 
 def _row(what: str, state: str, detail: str) -> dict[str, str]:
     return {"what": what, "state": state, "detail": detail}
-
-

@@ -52,7 +52,9 @@ def function(name: str) -> Callable[[Any, artifact.Inputs, Path], artifact.Facts
     return found
 
 
-def call(job: Job, *, progress: artifact.Progress = artifact.no_progress, earlier: list[str] | None = None) -> artifact.Facts:
+def call(
+    job: Job, *, progress: artifact.Progress = artifact.no_progress, earlier: list[str] | None = None
+) -> artifact.Facts:
     """Run the job's stage function in this process and return its facts."""
     inputs = artifact.Inputs(
         parents={name: artifact.load(Path(path)) for name, path in job.parents.items()},

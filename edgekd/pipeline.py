@@ -42,18 +42,31 @@ class Stage:
 
 
 TRAINING = ("torch", "transformers", "numpy")
-DATA = Stage("edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
+DATA = Stage(
+    "edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers")
+)
 TEACH = Stage("edgekd.teach.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "teach"), TRAINING)
 DISTILL = Stage(
-    "edgekd.distill.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "distill"), (*TRAINING, "accelerate")
+    "edgekd.distill.stage:run",
+    1,
+    ("task", "seed", "data.max_length", "teacher", "distill"),
+    (*TRAINING, "accelerate"),
 )
 FLOAT = Stage("edgekd.quantize.stage:run", 1, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
-    "edgekd.quantize.stage:run", 1, ("task", "seed", "data.max_length", "distill.temperature", "quantize"), TRAINING
+    "edgekd.quantize.stage:run",
+    1,
+    ("task", "seed", "data.max_length", "distill.temperature", "quantize"),
+    TRAINING,
 )
-EXPORT = Stage("edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
+EXPORT = Stage(
+    "edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True
+)
 VERIFY = Stage(
-    "edgekd.verify.stage:run", 1, ("task", "data.max_length", "verify.samples", "verify.slow_samples"), isolated=True
+    "edgekd.verify.stage:run",
+    1,
+    ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
+    isolated=True,
 )
 BENCH = Stage("edgekd.bench.stage:run", 1, ("bench", "task", "data.max_length", "teacher"))
 
@@ -144,7 +157,12 @@ def steps(recipe: Recipe) -> list[Step]:
     for target, scheme in pairs:
         tools = tuple(registry.load("targets", target).distributions)
         variant = {"target": target, "scheme": scheme}
-        parents = {"export": f"export-{target}-{scheme}", "quantize": f"quantize-{scheme}", **base, **distilled}
+        parents = {
+            "export": f"export-{target}-{scheme}",
+            "quantize": f"quantize-{scheme}",
+            **base,
+            **distilled,
+        }
         table.append(Step("verify", VERIFY, parents, variant, tools))
     return table
 
@@ -159,11 +177,16 @@ def _check(recipe: Recipe) -> None:
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
     registry.load("tasks", recipe.task)
-    for name, values in (("export.targets", recipe.export.targets), ("quantize.schemes", recipe.quantize.schemes)):
+    for name, values in (
+        ("export.targets", recipe.export.targets),
+        ("quantize.schemes", recipe.quantize.schemes),
+    ):
         if len(set(values)) != len(values):
             raise BadInput(f"{name} names one twice: {values}", where="recipe")
     if not recipe.export.targets:
-        raise BadInput("export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}.")
+        raise BadInput(
+            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}."
+        )
     for scheme in _schemes(recipe):
         schemes.get(scheme)
         for target in recipe.export.targets:
@@ -192,12 +215,19 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
             planned.append(Planned(step, "hit"))
         else:
             resumes = artifact.partial_of(path).is_dir()
-            planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
+            planned.append(
+                Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet")
+            )
     return planned
 
 
 def run(
-    recipe: Recipe, folder: Path, *, until: str = "verify", force: bool = False, listen: Listener = lambda event: None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    until: str = "verify",
+    force: bool = False,
+    listen: Listener = lambda event: None,
 ) -> Result:
     """Make every cached step up to stage ``until`` that is not made yet; converters that fail do not stop the others.
 
@@ -217,7 +247,9 @@ def run(
                     result.failures[step.id] = StepFailed(f"{lost} did not come out", where=step.id)
             isolated = bool(ready) and ready[0].row.isolated
             with ThreadPoolExecutor(recipe.export.jobs if isolated else 1) as pool:
-                futures = [pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready]
+                futures = [
+                    pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready
+                ]
                 try:
                     for step, future in zip(ready, futures, strict=True):
                         _collect(step, future.result, result, listen)
@@ -230,7 +262,9 @@ def run(
     return result
 
 
-def _collect(step: Step, outcome: Callable[[], tuple[Artifact, bool]], result: Result, listen: Listener) -> None:
+def _collect(
+    step: Step, outcome: Callable[[], tuple[Artifact, bool]], result: Result, listen: Listener
+) -> None:
     try:
         made, fresh = outcome()
     except (StepFailed, Environment) as error:
@@ -288,7 +322,9 @@ def _make(
 
 
 def _earlier(folder: Path, step: Step, path: Path) -> list[str]:
-    others = [p for p in (folder / "steps").glob(f"{step.id}-*") if p != path and (p / artifact.MANIFEST).is_file()]
+    others = [
+        p for p in (folder / "steps").glob(f"{step.id}-*") if p != path and (p / artifact.MANIFEST).is_file()
+    ]
     return [str(p) for p in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
@@ -300,10 +336,15 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
     with locked(folder):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        exports = {step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")}
+        exports = {
+            step.removeprefix("export-"): made
+            for step, made in result.steps.items()
+            if step.startswith("export-")
+        }
         parents = {"data": result.steps["data"], "student": result.steps["distill-student"], **exports}
         inputs = artifact.Inputs(
-            parents=parents, progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit))
+            parents=parents,
+            progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
         )
         listen(Event("start", "bench"))
         view: Any = recipes.View(recipe, BENCH.reads)
@@ -330,13 +371,17 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise BadInput("is a file, not a run folder", where=str(folder), todo="Choose another --run-dir.") from None
+        raise BadInput(
+            "is a file, not a run folder", where=str(folder), todo="Choose another --run-dir."
+        ) from None
     lock = FileLock(folder / "run.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise Environment(
-            "another edgekd works on this run", where=str(folder), todo="Wait for it, or choose another --run-dir."
+            "another edgekd works on this run",
+            where=str(folder),
+            todo="Wait for it, or choose another --run-dir.",
         ) from None
     try:
         yield
@@ -365,7 +410,9 @@ def _key(recipe: Recipe, step: Step, done: Mapping[str, Artifact], digests: _Dig
 def _versions(step: Step) -> dict[str, str]:
     from edgekd import __version__
 
-    return {"edgekd": __version__} | {name: version(name) for name in (*step.row.distributions, *step.distributions)}
+    return {"edgekd": __version__} | {
+        name: version(name) for name in (*step.row.distributions, *step.distributions)
+    }
 
 
 def version(distribution: str) -> str:
@@ -402,7 +449,11 @@ class _Digests:
 def _publish(result: Result) -> None:
     """Make ``artifacts/`` show exactly the artefacts of this run's recipe."""
     shown = result.folder / "artifacts"
-    wanted = {step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")}
+    wanted = {
+        step.removeprefix("export-"): made
+        for step, made in result.steps.items()
+        if step.startswith("export-")
+    }
     if not wanted:
         return
     for old in shown.iterdir() if shown.is_dir() else ():
@@ -416,7 +467,15 @@ def environment() -> dict[str, Any]:
     """This host in a few facts, for the report."""
     import platform
 
-    packages = ("torch", "transformers", "onnxruntime", "ai-edge-litert", "litert-torch", "coremltools", "executorch")
+    packages = (
+        "torch",
+        "transformers",
+        "onnxruntime",
+        "ai-edge-litert",
+        "litert-torch",
+        "coremltools",
+        "executorch",
+    )
     return {
         "os": platform.platform(),
         "machine": platform.machine(),
@@ -438,7 +497,9 @@ def collect(recipe: Recipe, folder: Path) -> Result:
                 continue
         result.failures[step.id] = StepFailed("not made yet", where=step.id, todo="`edgekd ship` makes it.")
     if "distill-student" not in result.steps:
-        raise BadInput("has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first.")
+        raise BadInput(
+            "has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first."
+        )
     if (folder / "bench" / artifact.MANIFEST).is_file():
         result.steps["bench"] = artifact.load(folder / "bench")
     return result
@@ -461,8 +522,12 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
         if lost or export is None or verify is None:
             found[name] = gate.failed(lost.line() if lost else "not made yet")
             continue
-        mine = [row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)]
-        pairs = [row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)]
+        mine = [
+            row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)
+        ]
+        pairs = [
+            row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)
+        ]
         found[name] = gate.judge(
             result.recipe.gate, headline, verify, export, result.facts(f"export-{target}-fp32"), mine, pairs
         )
@@ -486,7 +551,11 @@ def report(result: Result) -> dict[str, Any]:
             teach=result.facts("teach") or {},
             student=result.facts("distill-student") or {},
             baseline=result.facts("distill-baseline"),
-            quantize={scheme: facts for scheme in _schemes(result.recipe) if (facts := result.facts(f"quantize-{scheme}"))},
+            quantize={
+                scheme: facts
+                for scheme in _schemes(result.recipe)
+                if (facts := result.facts(f"quantize-{scheme}"))
+            },
             artifacts=names,
             exports={name: facts for name, _, _ in names if (facts := result.facts(f"export-{name}"))},
             verifications={name: facts for name, _, _ in names if (facts := result.facts(f"verify-{name}"))},
@@ -514,7 +583,9 @@ def _discordant(result: Result) -> tuple[int, int] | None:
     task = registry.load("tasks", result.recipe.task)
     lines = result.steps["data"].file("test.jsonl").read_text(encoding="utf-8").splitlines()
     examples = [json.loads(line) for line in lines]
-    files = [result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")]
+    files = [
+        result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")
+    ]
     student, baseline = (task.correct(load_file(file)["logits"], examples) for file in files)
     if student is None or baseline is None:
         return None
@@ -524,7 +595,8 @@ def _discordant(result: Result) -> tuple[int, int] | None:
 def exit_code(result: Result) -> int:
     """0 when every artefact passes, 1 when the gate failed one, 3 when all that failed lacks a package or a device."""
     if result.failures and all(
-        isinstance(error, Environment) or "did not come out" in error.what for error in result.failures.values()
+        isinstance(error, Environment) or "did not come out" in error.what
+        for error in result.failures.values()
     ):
         return EXIT_ENVIRONMENT
     if result.failures:

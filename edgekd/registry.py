@@ -29,7 +29,7 @@ def _built_in(group: str) -> dict[str, str]:
     return {
         module.name.replace("_", "-"): f"{package}.{module.name}"
         for module in pkgutil.iter_modules([str(folder)])
-        if not module.name.startswith("_") and module.name != "stage"  # a room's stage is not one of its plug-ins
+        if not module.name.startswith("_") and module.name != "stage"  # stage.py runs plug-ins, it is none
     }
 
 

@@ -80,7 +80,9 @@ WORDS = {
     "metal": "copper iron nickel silver steel tin zinc bronze",
     "river": "amazon danube ganges nile rhine thames volga yukon",
 }
-FILLER = "please tell me more about the old and new kinds of this or that one in our long list of things".split()
+FILLER = (
+    "please tell me more about the old and new kinds of this or that one in our long list of things".split()
+)
 TINY_RECIPE = """
 name: tiny
 teacher: {{model: {folder}/teacher}}

@@ -14,12 +14,16 @@ from edgekd import cli
 
 Change = Callable[[Path], None]
 GOOD = "text,label\n" + "".join(
-    f"{word} number {n},{label}\n" for n in range(20) for word, label in zip(("apple", "tin", "nile"), ("fruit", "metal", "river"))
+    f"{word} number {n},{label}\n"
+    for n in range(20)
+    for word, label in zip(("apple", "tin", "nile"), ("fruit", "metal", "river"))
 )
 
 
 def text(name: str, content: str | bytes) -> Change:
-    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode()) and None
+    return lambda folder: (
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode()) and None
+    )
 
 
 def config(**change: object) -> Change:
@@ -58,36 +62,82 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     "out of range": (recipe("epochs: 1", "alpha: 3"), 2, ["distill.alpha", "less than or equal to 1"]),
     "no teacher": (recipe("teacher: {model: teacher}", "seed: 1"), 2, ["teacher.model is not set"]),
     "no data": (recipe("train: train.csv, ", ""), 2, ["data.train is not set"]),
-    "unknown task": (recipe("name: bad", "task: text-clasification"), 2, ["Did you mean 'text-classification'?"]),
+    "unknown task": (
+        recipe("name: bad", "task: text-clasification"),
+        2,
+        ["Did you mean 'text-classification'?"],
+    ),
     "unknown target": (recipe("[onnx]", "[onxx]"), 2, ["unknown target 'onxx'", "Did you mean 'onnx'?"]),
-    "unknown scheme": (recipe("quantize: {", "quantize: {schemes: [w8a9], "), 2, ["unknown scheme 'w8a9'", "w8a8"]),
+    "unknown scheme": (
+        recipe("quantize: {", "quantize: {schemes: [w8a9], "),
+        2,
+        ["unknown scheme 'w8a9'", "w8a8"],
+    ),
     "target twice": (recipe("[onnx]", "[onnx, onnx]"), 2, ["export.targets names one twice"]),
     "no target": (recipe("[onnx]", "[]"), 2, ["export.targets is empty"]),
     "heads do not divide": (recipe("{layers: 1}", "{heads: 5}"), 2, ["5 heads do not divide hidden_size 32"]),
-    "more layers than the teacher": (recipe("{layers: 1}", "{layers: 9}"), 2, ["layers is 9, the teacher has 2"]),
+    "more layers than the teacher": (
+        recipe("{layers: 1}", "{layers: 9}"),
+        2,
+        ["layers is 9, the teacher has 2"],
+    ),
     "student is no model": (recipe("{layers: 1}", "{model: nowhere}"), 2, ["nowhere", "cannot be loaded"]),
     # the data
     "no train file": (remove("train.csv"), 2, ["train.csv", "no such file"]),
     "empty train file": (text("train.csv", ""), 2, ["train.csv", "is empty"]),
     "header only": (text("train.csv", "text,label\n"), 2, ["train.csv", "has no rows"]),
-    "not utf-8 data": (text("train.csv", b"text,label\nna\xefve,fruit\n"), 2, ["not UTF-8 (byte 13)", "Save it as UTF-8"]),
-    "missing column": (text("train.csv", GOOD.replace("text,", "utterance,")), 2, ["no column 'text'", "utterance", "data.columns"]),
-    "unknown label": (text("train.csv", GOOD + "a pear,friut\n"), 2, ["row 61", "unknown label 'friut'", "'fruit'"]),
-    "one class only": (text("train.csv", "text,label\n" + "an apple,fruit\n" * 9), 2, ["every row has the label 'fruit'"]),
+    "not utf-8 data": (
+        text("train.csv", b"text,label\nna\xefve,fruit\n"),
+        2,
+        ["not UTF-8 (byte 13)", "Save it as UTF-8"],
+    ),
+    "missing column": (
+        text("train.csv", GOOD.replace("text,", "utterance,")),
+        2,
+        ["no column 'text'", "utterance", "data.columns"],
+    ),
+    "unknown label": (
+        text("train.csv", GOOD + "a pear,friut\n"),
+        2,
+        ["row 61", "unknown label 'friut'", "'fruit'"],
+    ),
+    "one class only": (
+        text("train.csv", "text,label\n" + "an apple,fruit\n" * 9),
+        2,
+        ["every row has the label 'fruit'"],
+    ),
     "ragged csv": (text("train.csv", GOOD + "a,b,c,d\n"), 2, ["train.csv", "not valid CSV"]),
-    "broken jsonl": (lambda f: (recipe("train.csv", "t.jsonl")(f), text("t.jsonl", '{"text": "a"\n')(f)) and None, 2, ["t.jsonl:1", "not valid JSON"]),
-    "unknown kind of file": (lambda f: (recipe("train.csv", "t.xls")(f), text("t.xls", "x")(f)) and None, 2, ["unknown kind of file '.xls'"]),
+    "broken jsonl": (
+        lambda f: (recipe("train.csv", "t.jsonl")(f), text("t.jsonl", '{"text": "a"\n')(f)) and None,
+        2,
+        ["t.jsonl:1", "not valid JSON"],
+    ),
+    "unknown kind of file": (
+        lambda f: (recipe("train.csv", "t.xls")(f), text("t.xls", "x")(f)) and None,
+        2,
+        ["unknown kind of file '.xls'"],
+    ),
     "column map of nothing": (recipe("max_length: 16", "columns: {txt: a}"), 2, ["data.columns names 'txt'"]),
     "labels in another order": (
-        recipe("max_length: 16", "labels: [metal, fruit, river]"), 2, ["another order", "label 0 is 'fruit'"],
+        recipe("max_length: 16", "labels: [metal, fruit, river]"),
+        2,
+        ["another order", "label 0 is 'fruit'"],
     ),
     "labels that differ": (recipe("max_length: 16", "labels: [fruit, metal, lake]"), 2, ["differ", "'lake'"]),
     # the teacher
     "no teacher folder": (remove("teacher"), 2, ["teacher", "cannot be loaded"]),
     "folder without config": (remove("teacher/config.json"), 2, ["no config.json"]),
-    "another architecture": (config(architectures=["BertForMaskedLM"]), 2, ["BertForMaskedLM", "not a sequence classifier"]),
+    "another architecture": (
+        config(architectures=["BertForMaskedLM"]),
+        2,
+        ["BertForMaskedLM", "not a sequence classifier"],
+    ),
     "broken weights": (text("teacher/model.safetensors", b"\x00" * 64), 2, ["weights cannot be loaded"]),
-    "no tokenizer": (lambda f: (remove("teacher/tokenizer.json")(f), remove("teacher/tokenizer_config.json")(f)) and None, 2, ["tokenizer"]),
+    "no tokenizer": (
+        lambda f: (remove("teacher/tokenizer.json")(f), remove("teacher/tokenizer_config.json")(f)) and None,
+        2,
+        ["tokenizer"],
+    ),
     # the environment
     "run folder is a file": (text("run", "x"), 2, ["is a file, not a run folder"]),
 }
@@ -103,7 +153,9 @@ def test_bad_input(case: str, tiny, tmp_path: Path, monkeypatch, capfd) -> None:
         "distill:\n  student: {layers: 1}\n  epochs: 1\nquantize: {steps: 0}\nexport: {targets: [onnx]}\n"
     )
     change(tmp_path)
-    said = call(["ship", "recipe.yaml", "--run-dir", "run", "--json", "--quiet"], tmp_path, monkeypatch, capfd)
+    said = call(
+        ["ship", "recipe.yaml", "--run-dir", "run", "--json", "--quiet"], tmp_path, monkeypatch, capfd
+    )
     check(said, code, expected)
 
 
@@ -117,7 +169,9 @@ def test_bad_input(case: str, tiny, tmp_path: Path, monkeypatch, capfd) -> None:
         (["report", "nowhere"], 2, ["nowhere"]),
     ],
 )
-def test_bad_arguments(arguments: list[str], code: int, expected: list[str], tmp_path, monkeypatch, capfd) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments(
+    arguments: list[str], code: int, expected: list[str], tmp_path, monkeypatch, capfd
+) -> None:  # type: ignore[no-untyped-def]
     said = call(arguments, tmp_path, monkeypatch, capfd)
     assert said[0] == code
     for part in expected:
@@ -129,7 +183,12 @@ def test_a_run_in_use_is_refused(tiny, tmp_path, monkeypatch, capfd) -> None:  #
     from edgekd.pipeline import locked
 
     with locked(tmp_path / "run"):
-        said = call(["ship", str(tiny.folder / "recipe.yaml"), "--run-dir", "run", "--json"], tmp_path, monkeypatch, capfd)
+        said = call(
+            ["ship", str(tiny.folder / "recipe.yaml"), "--run-dir", "run", "--json"],
+            tmp_path,
+            monkeypatch,
+            capfd,
+        )
     check(said, 3, ["another edgekd works on this run"])
 
 
@@ -152,7 +211,12 @@ def test_a_full_disk_is_said_and_nothing_made_is_lost(tiny, tmp_path, monkeypatc
         raise OSError(28, os.strerror(28), "model.bin")
 
     monkeypatch.setattr(stage, "write_atomic", full)
-    said = call(["teach", str(tiny.folder / "recipe.yaml"), "--run-dir", "run", "--json"], tmp_path, monkeypatch, capfd)
+    said = call(
+        ["teach", str(tiny.folder / "recipe.yaml"), "--run-dir", "run", "--json"],
+        tmp_path,
+        monkeypatch,
+        capfd,
+    )
     check(said, 3, ["model.bin", "No space left on device", "the same command goes on"])
 
 

@@ -24,7 +24,11 @@ def read_table(source: str, columns: Sequence[str], rename: Mapping[str, str]) -
     path = Path(source)
     unknown = sorted(set(rename) - {"text", "label", *columns})
     if unknown:
-        raise BadInput(f"data.columns names '{unknown[0]}'", where="recipe", todo=f"This task reads {', '.join(columns)}.")
+        raise BadInput(
+            f"data.columns names '{unknown[0]}'",
+            where="recipe",
+            todo=f"This task reads {', '.join(columns)}.",
+        )
     if path.suffix.lower() == ".txt" and len(columns) == 1:
         return [{columns[0]: line} for line in _text(path).splitlines() if line.strip()]
     if path.suffix.lower() in SUFFIXES or path.is_file():
@@ -55,7 +59,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise BadInput("no such file", where=str(path), todo="Check the path in the recipe's data section.") from None
+        raise BadInput(
+            "no such file", where=str(path), todo="Check the path in the recipe's data section."
+        ) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", where=str(path)) from None
     except UnicodeDecodeError as error:
@@ -82,9 +88,13 @@ def _read_csv(path: Path, text: str, separator: str) -> list[Row]:
     import pandas
 
     try:
-        frame = pandas.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error")
+        frame = pandas.read_csv(
+            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error"
+        )
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
-        raise BadInput(f"not valid CSV ({error})", where=str(path), todo="Quote fields that hold commas.") from None
+        raise BadInput(
+            f"not valid CSV ({error})", where=str(path), todo="Quote fields that hold commas."
+        ) from None
     return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
@@ -96,7 +106,9 @@ def _read_jsonl(path: Path, text: str) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadInput(f"not valid JSON ({error.msg})", where=f"{path}:{number}", todo="One object a line.") from None
+            raise BadInput(
+                f"not valid JSON ({error.msg})", where=f"{path}:{number}", todo="One object a line."
+            ) from None
         if not isinstance(row, dict):
             raise BadInput("not a JSON object", where=f"{path}:{number}", todo="One object a line.")
         rows.append({str(k): "" if v is None else str(v) for k, v in row.items()})
@@ -135,10 +147,15 @@ def _read_hub(source: str) -> list[Row]:
         raise BadInput(" ".join(str(error).split())[:300], where=source) from None
     except (ConnectionError, FileNotFoundError, OSError) as error:
         raise Environment(
-            f"the data set cannot be loaded ({type(error).__name__})", where=source, todo="Check its name and the network."
+            f"the data set cannot be loaded ({type(error).__name__})",
+            where=source,
+            todo="Check its name and the network.",
         ) from None
     names = {key: feature.names for key, feature in table.features.items() if hasattr(feature, "names")}
     return [
-        {key: names[key][value] if key in names and isinstance(value, int) else str(value) for key, value in row.items()}
+        {
+            key: names[key][value] if key in names and isinstance(value, int) else str(value)
+            for key, value in row.items()
+        }
         for row in table
     ]

@@ -29,7 +29,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     splits = _splits(recipe, task, labels, warnings)
     splits["unlabelled"] = _unlabelled(recipe, task, splits)
     for name, examples in splits.items():
-        write_atomic(out / f"{name}.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples))
+        write_atomic(
+            out / f"{name}.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples)
+        )
     write_json(out / "labels.json", labels)
     tokenizer.save_pretrained(out / "tokenizer")
     backend = tokenizer.backend_tokenizer
@@ -57,14 +59,21 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
 
     teacher = recipe.teacher
     assert teacher.model is not None
-    name, options = teacher.model, {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
+    name, options = (
+        teacher.model,
+        {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code},
+    )
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise BadInput("has no config.json, so it is no model folder", where=name, todo="Give a transformers folder.")
+        raise BadInput(
+            "has no config.json, so it is no model folder", where=name, todo="Give a transformers folder."
+        )
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise BadInput(f"the teacher cannot be loaded ({_first(error)})", where=name, todo="Check teacher.model.") from None
+        raise BadInput(
+            f"the teacher cannot be loaded ({_first(error)})", where=name, todo="Check teacher.model."
+        ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(teacher.tokenizer or name, **options)
     except Exception as error:
@@ -78,7 +87,9 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
             todo="Put tokenizer.json beside the model, or set teacher.tokenizer.",
         )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise BadInput("its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first.")
+        raise BadInput(
+            "its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first."
+        )
     return config, tokenizer
 
 
@@ -92,7 +103,9 @@ def _labels(recipe: Recipe, config: Any, warnings: list[str]) -> list[str]:
     architectures = config.architectures or []
     if architectures and not any("SequenceClassification" in name for name in architectures):
         raise BadInput(
-            f"is a {architectures[0]}, not a sequence classifier", where=where, todo="Fine-tune it on the task first."
+            f"is a {architectures[0]}, not a sequence classifier",
+            where=where,
+            todo="Fine-tune it on the task first.",
         )
     names = [str(config.id2label[i]) for i in sorted(config.id2label, key=int)]
     asked = recipe.data.labels
@@ -100,7 +113,9 @@ def _labels(recipe: Recipe, config: Any, warnings: list[str]) -> list[str]:
         raise BadInput(f"has {len(names)} label", where=where, todo="A classifier needs at least two.")
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         if asked is None:
-            warnings.append("the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names")
+            warnings.append(
+                "the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names"
+            )
             return names
         if len(asked) != len(names):
             raise BadInput(f"data.labels names {len(asked)}, the teacher has {len(names)}", where="recipe")
@@ -132,14 +147,18 @@ def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list
     return examples
 
 
-def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _splits(
+    recipe: Recipe, task: Any, labels: list[str], warnings: list[str]
+) -> dict[str, list[dict[str, Any]]]:
     data = recipe.data
     assert data.train is not None
     splits = {"train": _examples(recipe, task, data.train, labels)}
     seen = {example["label"] for example in splits["train"]}
     if len(seen) < 2:
         only = labels[seen.pop()]
-        raise BadInput(f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes.")
+        raise BadInput(
+            f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes."
+        )
     if len(seen) < len(labels):
         warnings.append(f"{len(labels) - len(seen)} of {len(labels)} labels do not occur in train")
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
@@ -154,7 +173,9 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
         if empty:
             warnings.append(f"{empty} {name} rows have no text")
         if not splits[name]:
-            raise BadInput(f"the {name} split has no rows", where="recipe", todo=f"Give data.{name}, or more data.")
+            raise BadInput(
+                f"the {name} split has no rows", where="recipe", todo=f"Give data.{name}, or more data."
+            )
     return splits
 
 
@@ -184,7 +205,10 @@ def _lengths(task: Any, tokenizer: Any, splits: dict[str, Any], limit: int, warn
             warnings.append(f"{cut[name]:.1%} of the {name} texts are longer than {limit} tokens and are cut")
         if name == "test":
             tokens = sorted(min(n, limit) for n in full)
-    shares = {name: tokens[min(len(tokens) - 1, round(q * (len(tokens) - 1)))] for name, q in (("p50", 0.5), ("p90", 0.9))}
+    shares = {
+        name: tokens[min(len(tokens) - 1, round(q * (len(tokens) - 1)))]
+        for name, q in (("p50", 0.5), ("p90", 0.9))
+    }
     return {"truncation_rate": cut, "lengths": {**shares, "max": tokens[-1]}}
 
 

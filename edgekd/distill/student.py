@@ -41,7 +41,8 @@ def make(shape: Student, teacher: nn.Module, model_class: Any, seed: int) -> nn.
     hidden, heads = read(config, "hidden_size"), read(config, "heads")
     if hidden % heads:
         raise BadInput(
-            f"distill.student: {heads} heads do not divide hidden_size {hidden}", todo="Choose heads that divide it."
+            f"distill.student: {heads} heads do not divide hidden_size {hidden}",
+            todo="Choose heads that divide it.",
         )
     if read(config, "layers") > own["layers"]:
         raise BadInput(
@@ -92,7 +93,9 @@ def _from_model(name: str, teacher: nn.Module, model_class: Any) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise BadInput(f"the student cannot be loaded ({first})", where=name, todo="Check distill.student.model.") from None
+        raise BadInput(
+            f"the student cannot be loaded ({first})", where=name, todo="Check distill.student.model."
+        ) from None
     if student.config.vocab_size != teacher.config.vocab_size:
         raise BadInput(
             f"its vocabulary has {student.config.vocab_size} entries, the teacher's {teacher.config.vocab_size}",

@@ -99,7 +99,15 @@ def predict(model: nn.Module, encoded: Sequence[dict[str, list[int]]], pad_token
 class Distiller(Trainer):
     """transformers.Trainer with the distillation loss; evaluates by ``judge`` and keeps the best weights."""
 
-    def __init__(self, *, hard_loss: Callable[..., Any], alpha: float, temperature: float, judge: Callable[[nn.Module], dict[str, float]], **rest: Any) -> None:
+    def __init__(
+        self,
+        *,
+        hard_loss: Callable[..., Any],
+        alpha: float,
+        temperature: float,
+        judge: Callable[[nn.Module], dict[str, float]],
+        **rest: Any,
+    ) -> None:
         super().__init__(**rest)
         self.hard_loss, self.alpha, self.temperature, self.judge = hard_loss, alpha, temperature, judge
         self.terms: dict[str, list[torch.Tensor]] = {}
@@ -110,7 +118,9 @@ class Distiller(Trainer):
         lengths = [len(one["input_ids"]) for one in rows.encoded]
         return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
         labels, teacher_BC = inputs.pop("label"), inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
         loss = outputs.logits.new_zeros(())
@@ -140,7 +150,13 @@ class Distiller(Trainer):
 class Keeper(TrainerCallback):
     """Keeps the best weights, stops early, marks complete checkpoints, reports progress. It has no state of its own."""
 
-    def __init__(self, scratch: Path, better: Callable[[dict[str, float]], tuple[float, ...]], patience: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        better: Callable[[dict[str, float]], tuple[float, ...]],
+        patience: int,
+        progress: Progress,
+    ) -> None:
         self.scratch, self.better, self.patience, self.progress = scratch, better, patience, progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -164,7 +180,9 @@ def evaluations(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in history if any(key.startswith("eval_") for key in entry)]
 
 
-def best_of(seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]]) -> dict[str, Any]:
+def best_of(
+    seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]]
+) -> dict[str, Any]:
     """The first evaluation that no other beats."""
     return max(seen, key=lambda entry: (better(entry), -entry["step"]))
 
@@ -233,7 +251,10 @@ def train(
     )
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=_last_complete(scratch))
-    if not evaluations(trainer.state.log_history) or evaluations(trainer.state.log_history)[-1]["step"] != trainer.state.global_step:
+    if (
+        not evaluations(trainer.state.log_history)
+        or evaluations(trainer.state.log_history)[-1]["step"] != trainer.state.global_step
+    ):
         trainer.evaluate()
     from safetensors.torch import load_model
 

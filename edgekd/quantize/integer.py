@@ -43,7 +43,9 @@ def int8_linear(
 def to_integers(module: GraphModule) -> GraphModule:
     """Rewrite a Program's graph in place so that its quantized layers run in integers; float Programs stay as they are."""
     linears = [node for node in module.graph.nodes if node.target is LINEAR]
-    quantized = [node for node in module.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_WEIGHT)]
+    quantized = [
+        node for node in module.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_WEIGHT)
+    ]
     if not quantized:
         return module
     for node in linears:

@@ -31,7 +31,10 @@ class Logits(nn.Module):
 def export(model: nn.Module, max_length: int) -> torch.export.ExportedProgram:
     """Export with dynamic batch and sequence (2 to ``max_length``)."""
     example = (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64))
-    dims = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("sequence", min=2, max=max_length)}
+    dims = {
+        0: torch.export.Dim("batch", min=1, max=4096),
+        1: torch.export.Dim("sequence", min=2, max=max_length),
+    }
     wrapped = Logits(model.eval().requires_grad_(False)).eval()
     return torch.export.export(wrapped, example, dynamic_shapes={"input_ids": dims, "attention_mask": dims})
 
@@ -60,7 +63,9 @@ def run(module: nn.Module, encoded: Sequence[dict[str, list[int]]], *, size: int
     return out.clone()
 
 
-def golden(module: nn.Module, texts: Sequence[str], encoded: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+def golden(
+    module: nn.Module, texts: Sequence[str], encoded: Sequence[dict[str, list[int]]]
+) -> dict[str, Any]:
     """Golden examples spread over the lengths, each run alone."""
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]["input_ids"]), i))
     count = min(GOLDEN_TEXTS, len(order))

@@ -63,7 +63,9 @@ def calibrate(model: nn.Module, encoded: Sequence[Encoded], percentile: float, s
     for quantizer in found:
         values = torch.cat(quantizer.seen)[:SAMPLE].sort().values
         last = len(values) - 1
-        quantizer.set_range(float(values[round(last * (1 - percentile))]), float(values[round(last * percentile)]))
+        quantizer.set_range(
+            float(values[round(last * (1 - percentile))]), float(values[round(last * percentile)])
+        )
         quantizer.observing, quantizer.seen = False, []
 
 

@@ -117,7 +117,9 @@ class ReferenceLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = _through_int8(x, self.in_scale, self.in_zero)
-        weight = qd.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8)
+        weight = qd.dequantize_per_channel(
+            self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8
+        )
         return _through_int8(F.linear(x, weight, self.bias), self.out_scale, self.out_zero)
 
 

@@ -26,7 +26,13 @@ SCHEMES = {
     scheme.name: scheme
     for scheme in (
         Scheme("fp32", 32, "none", 32, "the float sibling"),
-        Scheme("w8a8", 8, "static", 8, "int8 weights per channel, int8 activations per tensor, static; int8 embeddings"),
+        Scheme(
+            "w8a8",
+            8,
+            "static",
+            8,
+            "int8 weights per channel, int8 activations per tensor, static; int8 embeddings",
+        ),
     )
 }
 

@@ -31,7 +31,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     task = registry.load("tasks", recipe.task)
     data, scheme = inputs["data"], inputs.variant["scheme"]
     tokenizer, length = load_tokenizer(data.path), recipe.data.max_length
-    student = model_class(task.AUTO_TASK).from_pretrained(inputs["distill"].path / "model", dtype=torch.float32).eval()
+    student = (
+        model_class(task.AUTO_TASK)
+        .from_pretrained(inputs["distill"].path / "model", dtype=torch.float32)
+        .eval()
+    )
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": [], "layers": []}
     if scheme == "fp32":
         model = student
@@ -68,11 +72,15 @@ def _quantized(
     settings, data = recipe.quantize, inputs["data"]
     tokenizer, pad_token_id = load_tokenizer(data.path), data.facts["pad_token_id"]
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "unlabelled")}
-    encoded = {name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
+    encoded = {
+        name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows
+    }
     student.requires_grad_(False)
     model = reference.prepare(copy.deepcopy(student)).requires_grad_(True)
     count = min(settings.calibration_samples, len(encoded["train"]))
-    qat.calibrate(model, random.Random(recipe.seed).sample(encoded["train"], count), settings.percentile, recipe.seed)
+    qat.calibrate(
+        model, random.Random(recipe.seed).sample(encoded["train"], count), settings.percentile, recipe.seed
+    )
     goal_NC = predict(student, encoded["validation"], pad_token_id)
 
     def judge(model: nn.Module) -> dict[str, float]:
@@ -83,7 +91,11 @@ def _quantized(
             "mean_abs_delta": (found_NC - goal_NC).abs().mean().item(),
         }
 
-    pools = [qat.Pool(encoded[name], read_logits(inputs["teach"], name)) for name in ("train", "unlabelled") if name in encoded]
+    pools = [
+        qat.Pool(encoded[name], read_logits(inputs["teach"], name))
+        for name in ("train", "unlabelled")
+        if name in encoded
+    ]
     scratch.mkdir(parents=True, exist_ok=True)
     model.train()
     trace = qat.train(

@@ -30,9 +30,9 @@ class RunFacts:
     """All that a report is made from: plain, JSON-able facts of steps, by name.
 
     ``artifacts`` are ``(name, target, scheme)`` in the order of the recipe; ``exports``, ``verifications``
-    and ``verdicts`` go by that name ("onnx-w8a8"), and lack those that did not come out. ``discordant`` counts
-    the test rows that only the student, and only the baseline, answers rightly: with it the interval of the
-    gain is paired, and so narrower.
+    and ``verdicts`` go by that name ("onnx-w8a8"), and lack those that did not come out.
+    ``discordant`` counts the test rows that only the student, and only the baseline, answers rightly: with it
+    the interval of the gain is paired, and so narrower.
     """
 
     name: str
@@ -276,7 +276,7 @@ def bench_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
             rows.append([*where, *["-"] * 6, row["error"]])
             continue
         versus = words.get((row["target"], row["scheme"], row["device"], row["threads"], row["tokens"]))
-        notes = [f"{versus['verdict']} than fp32 (x {versus['ratio']:.2f})"] if versus else []
+        notes = [f"{versus['verdict']} ({versus['ratio']:.2f} x fp32)"] if versus else []
         rows.append(
             [
                 *where,

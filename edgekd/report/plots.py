@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 66, 18, 18, 52
+WIDTH, HEIGHT = 480, 330  # small, so that text stays readable on a phone
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 48
 SHAPES = ("circle", "square", "diamond", "triangle")
-CHARACTER = 6.4  # width of a label's character at 12 px, a little generous
+CHARACTER = 6.8  # width of a label's character at 13 px, a little generous
 LINE = 14
 
 
@@ -48,7 +48,7 @@ class _Axis:
 
 
 def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, least: float = 1e-6) -> str:
-    """Named points. x is logarithmic where values differ by more than four times; y spans ``least`` or more."""
+    """Named points. x is logarithmic where values differ over four times; y spans ``least`` or more."""
     points = [point for point in points if point.x > 0]
     if not points:
         return ""
@@ -108,8 +108,9 @@ def mark(shape: int, group: int, x: float, y: float, size: float = 6) -> str:
     if kind == "circle":
         return f'<circle {attributes} cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>'
     if kind == "square":
-        side = 2 * size * 0.9
-        return f'<rect {attributes} x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"/>'
+        half = 0.9 * size
+        place = f'x="{x - half:.1f}" y="{y - half:.1f}" width="{2 * half:.1f}" height="{2 * half:.1f}"'
+        return f"<rect {attributes} {place}/>"
     far = size * 1.25
     corners = {
         "diamond": [(x, y - far), (x + far, y), (x, y + far), (x - far, y)],
@@ -161,19 +162,16 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
     middle = (LEFT + right) / 2
-    parts.append(
-        f'<text class="name" x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>'
-    )
+    centred = 'class="name" text-anchor="middle"'
+    parts.append(f'<text {centred} x="{middle}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     height = (TOP + bottom) / 2
-    turn = f'transform="rotate(-90 16 {height})"'
-    parts.append(
-        f'<text class="name" x="16" y="{height}" text-anchor="middle" {turn}>{escape(y_label)}</text>'
-    )
+    turn = f'transform="rotate(-90 14 {height})"'
+    parts.append(f'<text {centred} x="14" y="{height}" {turn}>{escape(y_label)}</text>')
     return "".join(parts)
 
 
 def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float, float]]) -> str:
-    """The name beside its point where it covers nothing yet, with a thin line to the point when it is not near."""
+    """The name beside its point where it covers nothing yet; with a thin line to it when it is not near."""
     width = CHARACTER * len(name)
     spots = [
         (x + side * 12 - (width if side < 0 else 0), y + 4 + shift)
@@ -205,7 +203,12 @@ def _covers(
 
 def _svg(title: str, told: str, body: Sequence[str]) -> str:
     name = "".join(c if c.isalnum() else "-" for c in title.lower())
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-t {name}-d">'
-        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(told)}</desc>{"".join(body)}</svg>'
+    labels = f'role="img" aria-labelledby="{name}-t {name}-d"'
+    return "".join(
+        [
+            f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" {labels}>',
+            f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(told)}</desc>',
+            *body,
+            "</svg>",
+        ]
     )

@@ -18,6 +18,7 @@ from edgekd.report.build import number
 Document = Mapping[str, Any]
 
 WORDS = {"pass": "passes", "fail": "fails the gate", "failed": "did not come out"}
+NBSP = "\u00a0"  # keeps number and unit on one line
 DASH = "–"  # not measured, not known
 
 
@@ -56,8 +57,8 @@ def pretty(value: Any) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """``0.9312`` -> ``93.1 %``."""
-    return DASH if value is None else f"{100 * value:.{digits}f} %"
+    """``0.9312`` -> ``93.1 %``, with a space that does not break."""
+    return DASH if value is None else f"{100 * value:.{digits}f}{NBSP}%"
 
 
 def points(value: float | None) -> str:
@@ -94,7 +95,7 @@ def cards(document: Document) -> list[dict[str, str]]:
     kept = student["metrics"][name] / teacher["metrics"][name] if teacher["metrics"][name] else None
     found = [
         {
-            "label": f"{name} of teacher and student",
+            "label": f"{name}, teacher to student",
             "value": f"{percent(teacher['metrics'][name])} → {percent(student['metrics'][name])}",
             "note": f"{percent(kept)} of the teacher's kept" if kept is not None else "",
         }
@@ -200,7 +201,7 @@ def _plots(document: Document) -> dict[str, str]:
 
 def _table(document: Document) -> tuple[list[str], list[list[str]]]:
     name = document["headline"]
-    columns = ["artefact", "verdict", name, "to student", "MB", "p50 ms", "vs float", "peak MB"]
+    columns = ["artefact", "verdict", name, "to student", "MB", "median ms", "time to float", "peak MB"]
     rows = []
     for entry in document["artifacts"]:
         row = entry["latency"] or {}
@@ -213,7 +214,7 @@ def _table(document: Document) -> tuple[list[str], list[list[str]]]:
                 points(drop(document, entry)),
                 megabytes(entry["size_bytes"]),
                 number(row.get("p50_ms")).replace("-", DASH),
-                f"{relation['verdict']} (x {relation['ratio']:.2f})" if relation else DASH,
+                f"{relation['verdict']}, {relation['ratio']:.2f} x" if relation else DASH,
                 number(row.get("peak_mb")).replace("-", DASH),
             ]
         )

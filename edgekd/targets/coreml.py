@@ -33,7 +33,11 @@ accepts = frozenset({"fp32", "w8a8"})
 slow = sys.platform != "darwin"
 benchable = sys.platform == "darwin"
 
-PASSES = ["boolean bitwise-and as logical-and", "new_ones as a constant", "coremltools default pipeline in float32"]
+PASSES = [
+    "boolean bitwise-and as logical-and",
+    "new_ones as a constant",
+    "coremltools default pipeline in float32",
+]
 INPUTS = ("input_ids", "attention_mask")
 WEIGHTS = "Data/com.apple.CoreML/weights"
 SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
@@ -83,7 +87,11 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "size_bytes": sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
         "inputs": [{"name": name, "dtype": "int32", "shape": [1, max_length]} for name in INPUTS],
         "outputs": [
-            {"name": "logits", "dtype": "float32", "shape": list(specification.description.output[0].type.multiArrayType.shape)}
+            {
+                "name": "logits",
+                "dtype": "float32",
+                "shape": list(specification.description.output[0].type.multiArrayType.shape),
+            }
         ],
         "max_length": max_length,
         "fixed_length": True,
@@ -101,7 +109,9 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     """
     import torch
 
-    def ones(like: torch.Tensor, size: list[int], *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+    def ones(
+        like: torch.Tensor, size: list[int], *, dtype: torch.dtype | None = None, **_: Any
+    ) -> torch.Tensor:
         return torch.full(size, 1, dtype=dtype or like.dtype)
 
     def both(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -110,7 +120,9 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
         return torch.logical_and(left, right)
 
     aten = torch.ops.aten
-    return program.run_decompositions({aten.__and__.Tensor: both, aten.bitwise_and.Tensor: both, aten.new_ones.default: ones})
+    return program.run_decompositions(
+        {aten.__and__.Tensor: both, aten.bitwise_and.Tensor: both, aten.new_ones.default: ones}
+    )
 
 
 def _normalise(package: Path, specification: Any) -> Any:
@@ -122,7 +134,10 @@ def _normalise(package: Path, specification: Any) -> Any:
     write_atomic(package / SPECIFICATION, specification.SerializeToString(deterministic=True))
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     manifest = read_json(package / "Manifest.json")
-    fresh = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])) for old, item in manifest["itemInfoEntries"].items()}
+    fresh = {
+        old: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"]))
+        for old, item in manifest["itemInfoEntries"].items()
+    }
     entries = {fresh[old]: item for old, item in manifest["itemInfoEntries"].items()}
     root = fresh[manifest["rootModelIdentifier"]]
     manifest |= {"itemInfoEntries": dict(sorted(entries.items())), "rootModelIdentifier": root}
@@ -139,7 +154,9 @@ def open_session(artifact: Path, *, threads: int = 1) -> Session:
     package = artifact / f"model{suffix}"
     try:
         return _AppleSession(package) if sys.platform == "darwin" else _ReferenceSession(package)
-    except Exception as error:  # coremltools, protobuf and Apple's runtime raise anything for a broken package
+    except (
+        Exception
+    ) as error:  # coremltools, protobuf and Apple's runtime raise anything for a broken package
         raise StepFailed(f"Core ML package cannot be opened ({error})", where=str(package)) from None
 
 
@@ -168,7 +185,10 @@ class _Padded:
         tokens = inputs["input_ids"].shape[1]
         if tokens > self.length:
             raise BadInput(f"{tokens} tokens; the artefact takes at most {self.length}", where="coreml")
-        return {name: np.pad(inputs[name], ((0, 0), (0, self.length - tokens))).astype(np.int32) for name in INPUTS}
+        return {
+            name: np.pad(inputs[name], ((0, 0), (0, self.length - tokens))).astype(np.int32)
+            for name in INPUTS
+        }
 
 
 class _AppleSession(_Padded):
@@ -235,7 +255,9 @@ class _ReferenceSession(_Padded):
                 continue
             operation.type_value_inference(overwrite_output=True)
             if any(output.val is None for output in operation.outputs):
-                raise StepFailed(f"coremltools cannot evaluate '{operation.op_type}' outside macOS", where="coreml")
+                raise StepFailed(
+                    f"coremltools cannot evaluate '{operation.op_type}' outside macOS", where="coreml"
+                )
         return np.array(self._function.outputs[0].val, np.float32)
 
     def close(self) -> None:
@@ -263,7 +285,9 @@ def _gather_nd(operation: Any) -> Any:
     import numpy as np
 
     if operation.batch_dims.val != 0:
-        raise StepFailed("coremltools cannot evaluate 'gather_nd' with batch axes outside macOS", where="coreml")
+        raise StepFailed(
+            "coremltools cannot evaluate 'gather_nd' with batch axes outside macOS", where="coreml"
+        )
     return operation.x.val[tuple(np.moveaxis(operation.indices.val, -1, 0))]
 
 
@@ -271,7 +295,9 @@ _KERNELS: dict[str, Callable[[Any], Any]] = {
     "gelu": _gelu,
     "layer_norm": _layer_norm,
     "gather_nd": _gather_nd,
-    "dequantize": lambda operation: operation.materialized_val_inference(),  # the library infers it on request only
+    "dequantize": lambda operation: (
+        operation.materialized_val_inference()
+    ),  # the library infers it on request only
 }
 
 

@@ -51,7 +51,9 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     exported = load_program(program)
     size_bytes = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size_bytes > SIZE_LIMIT_BYTES:
-        raise BadInput(f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert")
+        raise BadInput(
+            f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert"
+        )
     module = specialise(exported, max_length).module()
     passes = legalise(module)
     example = (torch.zeros(1, max_length, dtype=torch.int64), torch.ones(1, max_length, dtype=torch.int64))
@@ -145,7 +147,11 @@ def _constant(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor
 def _described(name: str, details: Mapping[str, Any]) -> Facts:
     import numpy as np
 
-    facts = {"name": name, "dtype": np.dtype(details["dtype"]).name, "shape": [int(n) for n in details["shape"]]}
+    facts = {
+        "name": name,
+        "dtype": np.dtype(details["dtype"]).name,
+        "shape": [int(n) for n in details["shape"]],
+    }
     scale, zero_point = details["quantization"]
     return facts | ({"scale": float(scale), "zero_point": int(zero_point)} if scale else {})
 

@@ -36,7 +36,17 @@ SIZE_LIMIT_BYTES = 2**31 - 1  # protobuf's
 EXACT_INT8 = "session.x64quantprecision"  # session option: "1" for exact products where the CPU saturates
 VNNI_CAVEAT = f"on x86 CPUs without VNNI set {EXACT_INT8}=1: onnxruntime's default kernels saturate there"
 TOKENWISE = frozenset(
-    {"Add", "DequantizeLinear", "Gelu", "LayerNormalization", "MatMul", "Mul", "QuantizeLinear", "Relu", "Tanh"}
+    {
+        "Add",
+        "DequantizeLinear",
+        "Gelu",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "QuantizeLinear",
+        "Relu",
+        "Tanh",
+    }
 )  # ops that treat every token alike, so [batch, sequence, width] may be [tokens, width]
 
 
@@ -118,7 +128,9 @@ def _attention(
     from onnxscript import opset20 as op
 
     if dropout_p or is_causal or enable_gqa or attn_mask is None:
-        raise BadInput("attention other than with a mask over all tokens", where="onnx", todo="Drop the target onnx.")
+        raise BadInput(
+            "attention other than with a mask over all tokens", where="onnx", todo="Drop the target onnx."
+        )
     factor = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
     root = op.Constant(value_float=math.sqrt(factor))  # on both sides, as PyTorch does
     scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
@@ -193,7 +205,9 @@ def flatten_tokens(model: ir.Model) -> int:
                 continue
             if value not in entries:
                 shape = _constant(model, f"flat_{value.shape[2]}", np.array([-1, value.shape[2]], np.int64))
-                entries[value] = _insert(model, node, "Reshape", [value, shape], f"{value.name}_flat", like=value)
+                entries[value] = _insert(
+                    model, node, "Reshape", [value, shape], f"{value.name}_flat", like=value
+                )
                 entries[value].shape = _flat_shape(value)
             node.replace_input_with(index, entries[value])
     for node in region:
@@ -251,7 +265,9 @@ def spell_as_gemm(model: ir.Model) -> int:
         scale = _scale(source).astype(np.float64) * _scale(weight).astype(np.float64)
         steps = _array(bias).astype(np.float64) / scale
         if np.abs(steps - np.round(steps)).max() > 0.01 or np.abs(steps).max() >= 2**31 - 1:
-            raise BadInput(f"bias '{bias.name}' is not a multiple of input scale x weight scale", where="onnx")
+            raise BadInput(
+                f"bias '{bias.name}' is not a multiple of input scale x weight scale", where="onnx"
+            )
         parts = {
             "int32": np.round(steps).astype(np.int32),
             "scale": scale.astype(np.float32),
@@ -261,9 +277,13 @@ def spell_as_gemm(model: ir.Model) -> int:
         # A zero point of its own: onnxruntime's rewrite for x86 without VNNI fails on a shared one.
         stored, _, zero = weight.producer().inputs
         weight.producer().replace_input_with(2, _constant(model, f"{stored.name}_zero_point", _array(zero)))
-        exact = _insert(model, node, "DequantizeLinear", inputs, f"{bias.name}_dequantized", like=bias, axis=0)
+        exact = _insert(
+            model, node, "DequantizeLinear", inputs, f"{bias.name}_dequantized", like=bias, axis=0
+        )
         result = node.outputs[0]
-        gemm = _insert(model, node, "Gemm", [source, weight, exact], f"{result.name}_gemm", like=result, transB=1)
+        gemm = _insert(
+            model, node, "Gemm", [source, weight, exact], f"{result.name}_gemm", like=result, transB=1
+        )
         ir.convenience.replace_all_uses_with(result, gemm)
         changed += 1
     return changed
@@ -398,7 +418,9 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _renamed(shape: ir.Shape, names: Mapping[Any, str]) -> ir.Shape:
     import onnx_ir as ir
 
-    return ir.Shape([dimension if isinstance(dimension, int) else names.get(dimension) for dimension in shape])
+    return ir.Shape(
+        [dimension if isinstance(dimension, int) else names.get(dimension) for dimension in shape]
+    )
 
 
 def _serialise(model: ir.Model) -> bytes:
@@ -407,7 +429,9 @@ def _serialise(model: ir.Model) -> bytes:
     size_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     if size_bytes > SIZE_LIMIT_BYTES:
         raise BadInput(
-            f"{size_bytes / 1e9:.1f} GB of weights do not fit one ONNX file (2 GB)", where="onnx", todo="Shrink the student."
+            f"{size_bytes / 1e9:.1f} GB of weights do not fit one ONNX file (2 GB)",
+            where="onnx",
+            todo="Shrink the student.",
         )
     content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return content
@@ -434,7 +458,9 @@ class _Session:
         exact = "1" if int8_products_saturate() else "0"
         options.add_session_config_entry(EXACT_INT8, exact)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime raises one class per status code, without a common base
             raise Environment(f"onnxruntime does not open it ({error})", where=str(path)) from None
         self.observed: Facts = {
@@ -482,6 +508,8 @@ def int8_products_saturate() -> bool:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     product = session.run(None, {"x": np.full((4, depth), 255, np.uint8)})[0]
     return bool((product != 255 * 127 * depth).any())

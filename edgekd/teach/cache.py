@@ -35,7 +35,9 @@ def sample_id(identity: str, text: str) -> str:
     return hashlib.sha256(f"{identity}\n{text}".encode()).hexdigest()[:32]
 
 
-def write_shard(folder: Path, number: int, identity: str, ids: Sequence[str], knowledge: dict[str, torch.Tensor]) -> None:
+def write_shard(
+    folder: Path, number: int, identity: str, ids: Sequence[str], knowledge: dict[str, torch.Tensor]
+) -> None:
     """Write one shard; every tensor's first dimension is the sample."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensor in knowledge.items():
@@ -94,7 +96,9 @@ class Cache:
             if out is None:
                 out = values.new_empty((len(ids), *values.shape[1:]))
             if values.shape[1:] != out.shape[1:]:
-                raise _broken(path, f"{name} has shape {tuple(values.shape[1:])}, expected {tuple(out.shape[1:])}")
+                raise _broken(
+                    path, f"{name} has shape {tuple(values.shape[1:])}, expected {tuple(out.shape[1:])}"
+                )
             positions, sources = zip(*pairs, strict=True)
             out[list(positions)] = values[list(sources)]
         return out if out is not None else torch.empty(0)
@@ -107,4 +111,6 @@ def read_logits(teach: Artifact, split: str) -> torch.Tensor:
 
 
 def _broken(path: Path, what: str) -> BadInput:
-    return BadInput(f"the teacher's cache cannot be used: {what}", where=str(path), todo="Delete that step's folder.")
+    return BadInput(
+        f"the teacher's cache cannot be used: {what}", where=str(path), todo="Delete that step's folder."
+    )

@@ -31,13 +31,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         tokenizer=data.files["tokenizer/tokenizer.json"]["sha256"],
         max_length=recipe.data.max_length,
     )
-    ids = {name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()}
+    ids = {
+        name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()
+    }
     samples = {one: e for name, rows in splits.items() for one, e in zip(ids[name], rows, strict=True)}
     names = list(samples)
     encoded = task.encode(tokenizer, list(samples.values()), recipe.data.max_length)
     model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
     began = time.monotonic()
-    made, reused = _fill(recipe, inputs, out / cache.FOLDER, identity, names, encoded, model, data.facts["pad_token_id"])
+    made, reused = _fill(
+        recipe, inputs, out / cache.FOLDER, identity, names, encoded, model, data.facts["pad_token_id"]
+    )
     seconds = time.monotonic() - began
     store = cache.Cache(out / cache.FOLDER, identity)
     logits = {name: store.read("logits", ids[name]) for name in SPLITS}
@@ -97,10 +101,14 @@ def _fill(
                     reused += len(batch)
                     continue
                 with torch.inference_mode():
-                    logits.append(model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float())
+                    logits.append(
+                        model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float()
+                    )
                 made += len(batch)
                 inputs.progress(done - len(rows) + made % max(len(rows), 1), len(names), "samples")
-            cache.write_shard(folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)})
+            cache.write_shard(
+                folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)}
+            )
         inputs.progress(done, len(names), "samples")
     return made, reused
 
@@ -120,10 +128,14 @@ def _revision(recipe: Recipe) -> str:
     return sha256_tree(folder) if folder.is_dir() else f"{recipe.teacher.model}@{recipe.teacher.revision}"
 
 
-def _warnings(task: object, metrics: dict[str, dict[str, float]], splits: dict[str, list[dict[str, int]]]) -> list[str]:
+def _warnings(
+    task: object, metrics: dict[str, dict[str, float]], splits: dict[str, list[dict[str, int]]]
+) -> list[str]:
     labels = [example["label"] for example in splits["test"]]
     majority = max(labels.count(label) for label in set(labels)) / len(labels)
     accuracy = metrics["test"].get("accuracy")
     if accuracy is not None and accuracy <= majority:
-        return [f"the teacher's accuracy {accuracy:.3f} is not above the majority class ({majority:.3f}): wrong labels?"]
+        return [
+            f"the teacher's accuracy {accuracy:.3f} is not above the majority class ({majority:.3f}): wrong labels?"
+        ]
     return []

@@ -117,7 +117,9 @@ def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, np.ndarray]:
     }
     sizes = {name: len(logits_NC) for name, logits_NC in found.items()}
     if len(set(sizes.values())) != 1 or max(rows) >= min(sizes.values()):
-        raise BadInput(f"logits of the test rows do not pair up ({sizes})", where="verify", todo="Run with --force.")
+        raise BadInput(
+            f"logits of the test rows do not pair up ({sizes})", where="verify", todo="Run with --force."
+        )
     return {name: logits_NC[list(rows)] for name, logits_NC in found.items()}
 
 
@@ -136,7 +138,9 @@ def _infer(session: Any, encoded: Mapping[str, Sequence[int]], classes: int, whe
     if logits_1C.shape != (1, classes):
         raise StepFailed(f"logits have shape {logits_1C.shape}, expected (1, {classes})", where=where)
     if not np.isfinite(logits_1C).all():
-        raise StepFailed("the artefact's logits are not finite", where=where, todo="The export or the runtime is broken.")
+        raise StepFailed(
+            "the artefact's logits are not finite", where=where, todo="The export or the runtime is broken."
+        )
     logits_C: np.ndarray = logits_1C[0]
     return logits_C
 

@@ -18,7 +18,13 @@ from transformers import (
 from edgekd.distill import student
 from edgekd.recipe import Student
 
-SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 KINDS = [
     (BertForSequenceClassification, BertConfig(**SIZES), "bert.encoder.layer"),
     (RobertaForSequenceClassification, RobertaConfig(**SIZES), "roberta.encoder.layer"),
@@ -52,7 +58,13 @@ def test_a_full_size_student_is_the_teacher() -> None:
 
 @pytest.mark.parametrize(
     ("of", "count", "how", "expected"),
-    [(6, 3, "uniform", [0, 2, 5]), (6, 2, "uniform", [0, 5]), (6, 1, "uniform", [5]), (6, 2, "first", [0, 1]), (6, 2, "last", [4, 5])],
+    [
+        (6, 3, "uniform", [0, 2, 5]),
+        (6, 2, "uniform", [0, 5]),
+        (6, 1, "uniform", [5]),
+        (6, 2, "first", [0, 1]),
+        (6, 2, "last", [4, 5]),
+    ],
 )
 def test_which_layers_are_taken(of: int, count: int, how: str, expected: list[int]) -> None:
     assert student.taken(of, count, how) == expected
@@ -72,6 +84,9 @@ def test_a_narrower_embedding_is_the_principal_components() -> None:
 def test_the_seed_decides_what_is_fresh() -> None:
     teacher = BertForSequenceClassification(BertConfig(**SIZES))
     shape = Student(layers=2, hidden_size=8)
-    one, two, other = (student.make(shape, teacher, AutoModelForSequenceClassification, seed=s).state_dict() for s in (1, 1, 2))
+    one, two, other = (
+        student.make(shape, teacher, AutoModelForSequenceClassification, seed=s).state_dict()
+        for s in (1, 1, 2)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)

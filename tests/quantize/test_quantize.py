@@ -21,7 +21,13 @@ from transformers import (
 from edgekd import artifact, pipeline, recipe
 from edgekd.quantize import integer, program, qat, reference, stage
 
-SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 MODELS = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)),
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZES, num_labels=3, pad_token_id=0)),
@@ -43,7 +49,9 @@ def pair(request) -> tuple[nn.Module, nn.Module]:  # type: ignore[no-untyped-def
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
     for parameter in model.parameters():  # random initialisation is too flat to quantize interestingly
-        parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(0.1 * torch.randn_like(parameter))
+        parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(
+            0.1 * torch.randn_like(parameter)
+        )
     prepared = reference.prepare(copy.deepcopy(model))
     qat.calibrate(prepared, encoded(), 1.0, seed=0)
     return model, prepared.eval()
@@ -53,7 +61,9 @@ def test_weights_are_quantized_as_pytorch_does_it() -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 33)
     scale = reference.weight_scale(weight)
-    theirs = torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(7, dtype=torch.int32), 0, -127, 127)
+    theirs = torch.fake_quantize_per_channel_affine(
+        weight, scale, torch.zeros(7, dtype=torch.int32), 0, -127, 127
+    )
     torch.testing.assert_close(reference.fake_weight(weight), theirs, rtol=0, atol=1e-7)
     assert reference.quantize_weight(weight, scale).abs().amax(1).eq(127).all()
     assert reference.quantize_weight(torch.zeros(2, 3), reference.weight_scale(torch.zeros(2, 3))).eq(0).all()
@@ -75,7 +85,9 @@ def test_training_and_shipped_numbers_are_the_same(pair) -> None:  # type: ignor
     batch = qat.pad(encoded()[:4], 0)
     with torch.no_grad():
         trained, shipped = prepared(**batch).logits, converted(**batch).logits
-    step = max(layer.out_scale for layer in converted.modules() if isinstance(layer, reference.ReferenceLinear))
+    step = max(
+        layer.out_scale for layer in converted.modules() if isinstance(layer, reference.ReferenceLinear)
+    )
     # The bias moves to the int32 grid on conversion, far below one output step; nothing else may differ.
     assert (trained - shipped).abs().max() <= 1.01 * step
     assert (trained - shipped).abs().mean() <= 0.1 * step
@@ -84,7 +96,11 @@ def test_training_and_shipped_numbers_are_the_same(pair) -> None:  # type: ignor
 def test_layers_that_read_one_tensor_share_one_scale(pair) -> None:  # type: ignore[no-untyped-def]
     _, prepared = pair
     names = dict(reference.layers(prepared))
-    group = [m for n, m in names.items() if n.rpartition(".")[2] in ("query", "key", "value", "q_lin", "k_lin", "v_lin")]
+    group = [
+        m
+        for n, m in names.items()
+        if n.rpartition(".")[2] in ("query", "key", "value", "q_lin", "k_lin", "v_lin")
+    ]
     assert len({id(layer.input_quantizer) for layer in group}) == len(group) // 3
     assert len({id(layer.output_quantizer) for layer in names.values()}) == len(names)
 
@@ -102,14 +118,18 @@ def test_the_exported_graph_is_canonical_and_survives_the_disk(pair, tmp_path: P
         assert [user.target for user in node.users] == [integer.QUANTIZE]
     batch = qat.pad(encoded()[:3], 0)
     loaded = torch.export.load(tmp_path / program.FILE).module()
-    torch.testing.assert_close(loaded(batch["input_ids"], batch["attention_mask"]), converted(**batch).logits, rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded(batch["input_ids"], batch["attention_mask"]), converted(**batch).logits, rtol=0, atol=0
+    )
 
 
 def by_hand(x_q, in_scale, in_zero, weight_q, w_scale, bias, out_scale, out_zero):  # type: ignore[no-untyped-def]
     """int8_linear in numpy int64 and float32, written from the paper and not from the code."""
     s_in, s_out, s_w = np.float32(in_scale), np.float32(out_scale), w_scale.astype(np.float32)
     accumulator = (x_q.astype(np.int64) - in_zero) @ weight_q.astype(np.int64).T
-    accumulator += np.rint(bias.astype(np.float64) / (np.float64(in_scale) * s_w.astype(np.float64))).astype(np.int64)
+    accumulator += np.rint(bias.astype(np.float64) / (np.float64(in_scale) * s_w.astype(np.float64))).astype(
+        np.int64
+    )
     assert np.abs(accumulator).max() < 2**31
     scaled = accumulator.astype(np.float32) * (s_in * s_w / s_out)
     return np.clip(np.rint(scaled) + out_zero, -128, 127).astype(np.int8)
@@ -136,7 +156,9 @@ def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(pa
     integers = program.integer_module(exported)
     targets = [node.target for node in integers.graph.nodes]
     assert integer.LINEAR not in targets
-    assert targets.count(integer.int8_linear) == sum(isinstance(m, reference.ReferenceLinear) for m in converted.modules())
+    assert targets.count(integer.int8_linear) == sum(
+        isinstance(m, reference.ReferenceLinear) for m in converted.modules()
+    )
     rows = encoded()
     step = [m.out_scale for m in converted.modules() if isinstance(m, reference.ReferenceLinear)][-1]
     gap = (program.run(integers, rows) - program.run(exported.module(), rows)).abs()
@@ -160,7 +182,9 @@ def test_a_rows_logits_do_not_depend_on_its_neighbours(pair) -> None:  # type: i
     _, prepared = pair
     integers = program.integer_module(program.export(reference.convert(copy.deepcopy(prepared)), 12))
     rows = encoded()
-    torch.testing.assert_close(program.run(integers, rows), program.run(integers, rows, size=1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        program.run(integers, rows), program.run(integers, rows, size=1), rtol=0, atol=1e-6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +194,14 @@ def distilled(tiny, tmp_path_factory) -> pipeline.Result:  # type: ignore[no-unt
 
 def quantize(tiny, distilled, out: Path, *sets: str, progress=artifact.no_progress) -> dict:  # type: ignore[no-untyped-def]
     out.mkdir(exist_ok=True)
-    parents = {name: distilled.steps[step] for name, step in (("data", "data"), ("teach", "teach"), ("distill", "distill-student"))}
+    parents = {
+        name: distilled.steps[step]
+        for name, step in (("data", "data"), ("teach", "teach"), ("distill", "distill-student"))
+    }
     return stage.run(
-        recipe.parse(tiny.recipe, overrides=sets), artifact.Inputs(parents, {"scheme": "w8a8"}, progress=progress), out
+        recipe.parse(tiny.recipe, overrides=sets),
+        artifact.Inputs(parents, {"scheme": "w8a8"}, progress=progress),
+        out,
     )
 
 
@@ -181,7 +210,9 @@ def test_the_best_checkpoint_wins_and_ptq_is_one_of_them(tiny, distilled, tmp_pa
     kls = {entry["step"]: entry["kl"] for entry in facts["trace"]}
     assert list(kls) == [0, 3, 6]
     assert facts["chosen_step"] == min(kls, key=lambda step: kls[step])
-    wrecked = quantize(tiny, distilled, tmp_path / "b", "quantize.learning_rate=0.5", "quantize.scale_learning_rate=0.5")
+    wrecked = quantize(
+        tiny, distilled, tmp_path / "b", "quantize.learning_rate=0.5", "quantize.scale_learning_rate=0.5"
+    )
     assert (wrecked["chosen_step"], wrecked["method"]) == (0, "ptq")
     only = quantize(tiny, distilled, tmp_path / "c", "quantize.steps=0")
     assert (tmp_path / "b" / "golden.json").read_bytes() == (tmp_path / "c" / "golden.json").read_bytes()
@@ -213,7 +244,15 @@ def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: igno
     pools = [qat.Pool(rows, torch.zeros(len(rows), 3))]
     model.requires_grad_(False)
     qat.train(
-        prepared, model, pools, settings, temperature=1.0, pad_token_id=0, seed=0, scratch=tmp_path,
-        judge=lambda m: {"kl": 0.0}, progress=artifact.no_progress,
+        prepared,
+        model,
+        pools,
+        settings,
+        temperature=1.0,
+        pad_token_id=0,
+        seed=0,
+        scratch=tmp_path,
+        judge=lambda m: {"kl": 0.0},
+        progress=artifact.no_progress,
     )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -55,6 +55,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 
+
 def rows(count: int = 24, seed: int = 0) -> list[dict[str, list[int]]]:
     """Token ids of random texts of 3 to 20 tokens."""
     random = np.random.default_rng(seed)
@@ -106,7 +107,8 @@ def weights(made: artifact.Artifact) -> dict[str, dict[str, np.ndarray]]:
     names = [name.removesuffix(".weight_q") for name in state if name.endswith(".weight_q")]
     parts = ("weight_q", "w_scale", "bias")
     return {
-        name: {part: state[f"{name}.{part}"].numpy() for part in parts if f"{name}.{part}" in state} for name in names
+        name: {part: state[f"{name}.{part}"].numpy() for part in parts if f"{name}.{part}" in state}
+        for name in names
     }
 
 
@@ -122,7 +124,8 @@ def golden_of(made: artifact.Artifact) -> tuple[list[dict[str, np.ndarray]], np.
     golden = json.loads(made.file("golden.json").read_text())
     columns = golden["inputs"]
     inputs = [
-        {name: np.array([columns[name][i]], np.int64) for name in columns} for i in range(len(golden["texts"]))
+        {name: np.array([columns[name][i]], np.int64) for name in columns}
+        for i in range(len(golden["texts"]))
     ]
     return inputs, np.array(golden["outputs"]["logits"], np.float32)
 

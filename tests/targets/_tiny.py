@@ -60,7 +60,9 @@ def model(seed: int = 0) -> BertForSequenceClassification:
     return BertForSequenceClassification(config).eval()
 
 
-def make_program(path: Path, scheme: str, *, test: list[str], float_model: torch.nn.Module | None = None) -> artifact.Artifact:
+def make_program(
+    path: Path, scheme: str, *, test: list[str], float_model: torch.nn.Module | None = None
+) -> artifact.Artifact:
     """Write the Program of one scheme as a finished quantize artefact, its reference over the texts of ``test``."""
     float_model = float_model or model()
     if scheme != "fp32":

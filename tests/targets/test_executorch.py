@@ -77,8 +77,15 @@ def test_every_product_is_an_int8_layer_of_the_delegate(made: Any) -> None:
     assert len(layers) == len(program_layers(program)) == 8  # 6 of a BERT layer, pooler, classifier
     for layer in layers:
         kinds = [_tensor(layer[name])["datatype"] for name in ("input", "filter", "bias", "output")]
-        assert kinds == ["xnn_datatype_qint8", "xnn_datatype_qcint8", "xnn_datatype_qcint32", "xnn_datatype_qint8"]
-    assert not [name for name in facts["portable_ops"] if "quantize" in name or "linear" in name or "mm" in name]
+        assert kinds == [
+            "xnn_datatype_qint8",
+            "xnn_datatype_qcint8",
+            "xnn_datatype_qcint32",
+            "xnn_datatype_qint8",
+        ]
+    assert not [
+        name for name in facts["portable_ops"] if "quantize" in name or "linear" in name or "mm" in name
+    ]
     assert facts["delegates"] > 0
 
 
@@ -129,13 +136,14 @@ def test_same_program_same_bytes(made: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_is_torchs_own(masked: bool) -> None:
-    """The respelled attention against torch's reference kernel, with padding and without."""
+    """The respelled attention against torch's reference kernel, with padding and without: the same bits."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 7, 8)
     mask = torch.ones(1, 1, 7, 7, dtype=torch.bool)
     mask[..., 4:] = not masked
-    expected = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, mask)[0]
-    torch.testing.assert_close(executorch._attention(query, key, value, mask), expected, rtol=0, atol=1e-6)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(executorch._attention(query, key, value, mask), expected, rtol=0, atol=0)
 
 
 def test_longer_than_the_file_takes(made: Any) -> None:
@@ -192,11 +200,16 @@ def fully_connected(file: Path) -> Iterator[dict[str, Any]]:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     pte = deserialize_pte_binary(file.read_bytes())
-    named = {key: bytes(pte.named_data.buffers[entry.buffer_index]) for key, entry in pte.named_data.pte_data.items()}
+    named = {
+        key: bytes(pte.named_data.buffers[entry.buffer_index])
+        for key, entry in pte.named_data.pte_data.items()
+    }
     for delegate in pte.program.execution_plan[0].delegates:
         payload = bytes(pte.program.backend_delegate_data[delegate.processed.index].data)
         graph, flatbuffer = _graph(payload)
-        values = {_tensor(value["xvalue_union"])["id_out"]: value["xvalue_union"] for value in graph["xvalues"]}
+        values = {
+            _tensor(value["xvalue_union"])["id_out"]: value["xvalue_union"] for value in graph["xvalues"]
+        }
 
         def constant(index: int, graph: dict[str, Any] = graph) -> bytes:
             return named[graph["constant_data"][index]["named_key"]]

@@ -15,11 +15,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import numpy_helper
-
-from edgekd.artifact import Artifact
-from edgekd.errors import BadInput, Environment
-from edgekd.targets import onnx as target
 from _programs import (
     LINEAR_LAYERS,
     MAX_LENGTH,
@@ -29,6 +24,11 @@ from _programs import (
     machine_words,
     weights,
 )
+from onnx import numpy_helper
+
+from edgekd.artifact import Artifact
+from edgekd.errors import BadInput, Environment
+from edgekd.targets import onnx as target
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,9 @@ def test_onnxruntime_runs_every_quantized_layer_as_one_integer_gemm(exported, tm
     kinds = Counter(node.op_type for node in graph.node)
     assert kinds["QGemm"] == LINEAR_LAYERS
     constants = {tensor.name for tensor in graph.initializer}
-    products = [node for node in graph.node if "MatMul" in node.op_type or node.op_type in ("Gemm", "FusedGemm")]
+    products = [
+        node for node in graph.node if "MatMul" in node.op_type or node.op_type in ("Gemm", "FusedGemm")
+    ]
     assert not [node.op_type for node in products if constants & set(node.input[:2])]
     assert facts["passes"] == ["shift_to_uint8", "flatten_tokens", "spell_as_gemm"]
 
@@ -118,7 +120,9 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
         bias = next(node for node in graph.node if node.output[0] == gemm.input[2])
         in_scale = stored[next(node for node in graph.node if node.output[0] == gemm.input[0]).input[1]]
         grid = in_scale.astype(np.float64) * expected["w_scale"]
-        np.testing.assert_array_equal(stored[bias.input[0]], np.round(expected["bias"] / grid).astype(np.int32))
+        np.testing.assert_array_equal(
+            stored[bias.input[0]], np.round(expected["bias"] / grid).astype(np.int32)
+        )
     quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     found = {(np.float32(stored[q.input[1]]), int(stored[q.input[2]]) - 128) for q in quantizers}
     assert found == activation_scales(program)
@@ -143,7 +147,10 @@ def test_padding_in_a_batch_changes_nothing(exported) -> None:  # type: ignore[n
     _, out, _ = exported["w8a8"]
     for batch in batches():
         together = run(out / "model.onnx", [batch], optimise=True)[0]
-        rows = [{k: v[i : i + 1, : batch["attention_mask"][i].sum()] for k, v in batch.items()} for i in range(len(together))]
+        rows = [
+            {k: v[i : i + 1, : batch["attention_mask"][i].sum()] for k, v in batch.items()}
+            for i in range(len(together))
+        ]
         alone = np.concatenate(run(out / "model.onnx", rows, optimise=True))
         np.testing.assert_allclose(together, alone, atol=0.1 * np.ptp(together))
         assert (together.argmax(1) == alone.argmax(1)).all()

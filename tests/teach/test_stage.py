@@ -31,7 +31,9 @@ def test_logits_are_the_teachers_own(tiny, data, tmp_path: Path) -> None:  # typ
     facts = teach(tiny, data, tmp_path / "a.partial")
     made = artifact.seal(tmp_path / "a", stage="teach", label="", key="k", facts=facts, parents={}, tools={})
     tokenizer = AutoTokenizer.from_pretrained(tiny.folder / "teacher")
-    model = AutoModelForSequenceClassification.from_pretrained(tiny.folder / "teacher", dtype=torch.float32).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny.folder / "teacher", dtype=torch.float32
+    ).eval()
     rows = stage.read_split(data.path, "test")
     found = cache.read_logits(made, "test")
     for row, logits in list(zip(rows, found, strict=True))[::9]:

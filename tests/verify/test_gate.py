@@ -46,7 +46,10 @@ def test_a_good_artifact_passes() -> None:
     ("change", "reason"),
     [
         ({"verify": facts(metrics={"accuracy": 0.92})}, "accuracy drop 0.015"),
-        ({"verify": facts(metrics={"accuracy": 0.90}, student_metrics={"accuracy": 0.90})}, "teacher's 0.9474"),
+        (
+            {"verify": facts(metrics={"accuracy": 0.90}, student_metrics={"accuracy": 0.90})},
+            "teacher's 0.9474",
+        ),
         ({"verify": facts(agreement={"program": 0.98, "teacher": 1.0, "student": 1.0})}, "the Program 0.98"),
         ({"verify": facts(golden={"max_abs_delta": 9.0, "bound": 0.5, "passed": False})}, "golden outputs 9"),
         ({"export": {"scheme": "w8a8", "size_bytes": 100}}, "size in bytes 100"),
@@ -83,7 +86,10 @@ def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
 
 def test_the_worst_of_several_measurements_counts() -> None:
     assert judge(comparisons=compared("faster") + compared("slower"))["verdict"] == "fail"
-    assert judge(Gate(p50_ms=6.0), latency=[LATENCY, LATENCY | {"tokens": 60, "p50_ms": 7.0}])["verdict"] == "fail"
+    assert (
+        judge(Gate(p50_ms=6.0), latency=[LATENCY, LATENCY | {"tokens": 60, "p50_ms": 7.0}])["verdict"]
+        == "fail"
+    )
 
 
 def test_the_float_artifact_is_not_compared_with_itself() -> None:

@@ -1,0 +1,200 @@
+"""One made-up run with all that a report can show: passes, failures at the gate, a crash, no runtime."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from edgekd.recipe import Gate
+from edgekd.report.build import RunFacts
+from edgekd.verify import gate
+
+ROWS = 1000
+TARGETS = {
+    "onnx": 1.0,
+    "litert": 2.2,
+    "executorch": 0.8,
+    "coreml": None,
+}  # relative latency; None: no runtime here
+METRICS = {"accuracy": 0.912, "macro_f1": 0.905, "ece": 0.021, "teacher_agreement": 0.951}
+NAMES = [(f"{target}-{scheme}", target, scheme) for target in TARGETS for scheme in ("fp32", "w8a8")]
+
+
+def _summary(
+    target: str, scheme: str, tokens: int, ms: float | None, error: str | None = None
+) -> dict[str, Any]:
+    def times(factor: float) -> float | None:
+        return None if ms is None else round(ms * factor, 4)
+
+    return {
+        "target": target,
+        "scheme": scheme,
+        "device": "local",
+        "threads": 1,
+        "tokens": tokens,
+        "fed_tokens": [64] if target == "litert" else [tokens],
+        "length": "p50" if tokens == 14 else "max",
+        "p50_ms": ms,
+        "p50_ci_ms": None if ms is None else [times(0.98), times(1.03)],
+        "p90_ms": times(1.1),
+        "p99_ms": times(1.4),
+        "runs": 0 if ms is None else 300,
+        "load_ms": times(30),
+        "first_ms": times(2),
+        "peak_mb": None if ms is None else (120.0 if scheme == "fp32" else 38.0),
+        "stability": None if ms is None else 87.5,
+        "backend": None,
+        "versions": {},
+        "golden": {},
+        "flags": ["unstable"] if target == "onnx" and tokens == 14 and scheme == "w8a8" else [],
+        "error": error,
+    }
+
+
+def _bench() -> dict[str, Any]:
+    summaries = [_summary("teacher", "fp32", n, 8.1 * n / 14) for n in (14, 60)]
+    summaries += [_summary("student", "fp32", n, 3.9 * n / 14) for n in (14, 60)]
+    comparisons = []
+    for target, factor in TARGETS.items():
+        for tokens in (14, 60):
+            if factor is None:
+                for scheme in ("fp32", "w8a8"):
+                    summaries.append(
+                        _summary(target, scheme, tokens, None, "not measured: no runtime 'coreml' here")
+                    )
+                continue
+            slow = target == "litert"  # its quantized file is slower than its float one
+            for scheme, share in (("fp32", 1.0), ("w8a8", 1.3 if slow else 0.4)):
+                summaries.append(
+                    _summary(target, scheme, tokens, round(2.4 * factor * share * tokens / 14, 4))
+                )
+            key = {"target": target, "scheme": "w8a8", "against": "fp32", "device": "local", "threads": 1}
+            word, ratio = ("slower", 1.3) if slow else ("faster", 0.4)
+            why = "by 30 % in every one of 3 blocks"
+            comparisons.append(
+                {**key, "tokens": tokens, "verdict": word, "ratio": ratio, "p": 1e-9, "why": why}
+            )
+    return {
+        "summaries": summaries,
+        "comparisons": comparisons,
+        "environments": {},
+        "failed": [],
+        "seconds": 100.0,
+    }
+
+
+def _run() -> RunFacts:
+    exports, verifications, verdicts = {}, {}, {}
+    bench = _bench()
+    lost = ("executorch", "w8a8")
+    for rows in (bench["summaries"], bench["comparisons"]):
+        rows[:] = [row for row in rows if (row["target"], row["scheme"]) != lost]
+    failures = {
+        "export-executorch-w8a8": "export-executorch-w8a8: was killed by signal 11; last lines: (empty log)."
+    }
+    for number, (name, target, scheme) in enumerate(NAMES):
+        if f"export-{name}" in failures:
+            verdicts[name] = gate.failed(failures[f"export-{name}"])
+            continue
+        size = 17_795_567 if scheme == "w8a8" else 69_708_628
+        file = f"model.{target}"
+        exports[name] = {
+            "target": target,
+            "scheme": scheme,
+            "file": file,
+            "size_bytes": size,
+            "fixed_length": False,
+        }
+        metrics = {**METRICS, "accuracy": 0.912 - 0.001 * number if scheme == "w8a8" else 0.912}
+        if target == "coreml" and scheme == "w8a8":
+            metrics["accuracy"] = 0.871
+        verifications[name] = {
+            "target": target,
+            "scheme": scheme,
+            "samples": 300 if target == "coreml" else ROWS,
+            "of": ROWS,
+            "metrics": metrics,
+            "student_metrics": METRICS,
+            "teacher_metrics": {"accuracy": 0.933, "macro_f1": 0.93, "ece": 0.02},
+            "parity": {
+                "max_abs_delta": 0.07,
+                "mean_abs_delta": 0.002,
+                "argmax_agreement": 0.998,
+                "identical": 0.91,
+            },
+            "golden": {"max_abs_delta": 0.01, "bound": 0.5, "passed": True},
+            "agreement": {"program": 0.998, "teacher": 0.95, "student": 0.99},
+            "runtime": {"runtime": target, "version": "1.2.3"},
+        }
+        mine = [row for row in bench["summaries"] if (row["target"], row["scheme"]) == (target, scheme)]
+        pairs = [row for row in bench["comparisons"] if (row["target"], row["scheme"]) == (target, scheme)]
+        verdicts[name] = gate.judge(
+            Gate(), "accuracy", verifications[name], exports[name], exports.get(f"{target}-fp32"), mine, pairs
+        )
+    history = [
+        entry
+        for step in range(50, 501, 50)
+        for entry in (
+            {"step": step, "epoch": step / 50, "loss": 3.0 / (1 + step / 100)},
+            {"step": step, "epoch": step / 50, "eval_accuracy": 0.93 - 0.6 * 2.718 ** (-step / 120)},
+        )
+    ]
+    distilled = {
+        "parameters": 17_419_469,
+        "shape": {"layers": 3, "hidden_size": 384},
+        "metrics": {"validation": METRICS, "test": METRICS},
+        "history": history,
+        "steps": 500,
+        "seconds": 120.0,
+    }
+    slower = [
+        {**e, "eval_accuracy": e["eval_accuracy"] - 0.04} if "eval_accuracy" in e else e for e in history
+    ]
+    return RunFacts(
+        name="banking",
+        created="2026-01-02T03:04:05Z",
+        version="0.1.0",
+        recipe={"name": "banking", "report": {"title": "Which intent does a customer of a bank have?"}},
+        environment={"os": "Linux", "cpus": 2, "packages": {"torch": "2.13"}},
+        data={
+            "labels": ["card_arrival", "lost_card"],
+            "rows": {"train": 9000, "validation": 1000, "test": ROWS},
+            "lengths": {"p50": 14, "p90": 30, "max": 60},
+            "warnings": ["8 of 9000 train texts were cut to 64 tokens"],
+        },
+        teach={
+            "teacher": {
+                "name": "teacher",
+                "architecture": "Bert",
+                "parameters": 22_742_861,
+                "size_bytes": 90_971_444,
+            },
+            "metrics": {"test": {"accuracy": 0.933, "macro_f1": 0.93, "ece": 0.02}},
+        },
+        student={"kind": "student", **distilled},
+        baseline={
+            "kind": "baseline",
+            **distilled,
+            "metrics": {"test": {**METRICS, "accuracy": 0.874}},
+            "history": slower,
+        },
+        quantize={"fp32": {"method": "none"}, "w8a8": {"method": "qat", "chosen_step": 150, "trace": []}},
+        artifacts=NAMES,
+        exports=exports,
+        verifications=verifications,
+        verdicts=verdicts,
+        bench=bench,
+        failures=failures,
+    )
+
+
+@pytest.fixture(scope="session")
+def _made() -> RunFacts:
+    return _run()
+
+
+@pytest.fixture
+def run(_made: RunFacts) -> RunFacts:
+    return copy.deepcopy(_made)

@@ -1,0 +1,65 @@
+"""kill -9 in every stage: the same command goes on, and what comes out is the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekd import artifact
+
+ROOT = Path(__file__).resolve().parents[1]
+SETS = ("--set", "distill.baseline=false", "--set", "distill.epochs=6", "--set", "quantize.steps=30")
+STEPS = ("data", "teach", "distill-student", "quantize-fp32", "quantize-w8a8", "export-onnx-w8a8", "verify-onnx-w8a8", "bench")
+
+
+def command(tiny, run: Path) -> list[str]:  # type: ignore[no-untyped-def]
+    return [sys.executable, "-m", "edgekd", "ship", str(tiny.folder / "recipe.yaml"), "--run-dir", str(run), *SETS]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Content digest of every finished step."""
+    found = [artifact.load(path.parent) for path in (run / "steps").glob("*/manifest.json")]
+    return {f"{one.stage}-{one.label}": one.digest for one in found}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(command(tiny, run), capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return digests(run)
+
+
+def test_a_kill_in_each_stage_changes_nothing(tiny, whole: dict[str, str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """One run, killed once in every stage at a random moment, restarted each time with the same command."""
+    run, chance, killed = tmp_path / "run", random.Random(0), []
+    for step in STEPS:
+        child = subprocess.Popen(
+            command(tiny, run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(), stdin=subprocess.DEVNULL
+        )  # fmt: skip
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith(f"{step}: start"):
+                time.sleep(chance.uniform(0.0, 1.0))
+                child.send_signal(signal.SIGKILL)
+                killed.append(step)
+                break
+        child.wait()
+        child.stderr.close()
+        time.sleep(1.5)  # children of a killed parent end themselves
+        assert not (run / "report.json").exists()
+    assert killed == list(STEPS)
+    done = subprocess.run(command(tiny, run), capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert digests(run) == whole

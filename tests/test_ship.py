@@ -1,0 +1,140 @@
+"""The whole way on a tiny task: `edgekd ship` as a user calls it, and what it leaves, opened with plain runtimes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekd import artifact
+
+TARGETS = ("onnx", "litert", "coreml", "executorch")
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite", "coreml": ".mlpackage", "executorch": ".pte"}
+
+
+@pytest.fixture(scope="module")
+def shipped(tiny, edgekd, tmp_path_factory) -> tuple[Path, dict]:  # type: ignore[no-untyped-def]
+    """One run of all targets and schemes, and its report."""
+    run = tmp_path_factory.mktemp("shipped") / "run"
+    said = edgekd("ship", tiny.folder / "recipe.yaml", "--run-dir", run, "--set", "export.targets=[onnx, litert, coreml, executorch]", "--json", timeout=900)  # fmt: skip
+    assert said.code == 0, said.err[-3000:]
+    return run, said.json
+
+
+def test_the_report_has_the_names_others_rely_on(shipped) -> None:  # type: ignore[no-untyped-def]
+    run, report = shipped
+    assert report["schema_version"] == 1
+    assert report == json.loads((run / "report.json").read_text())
+    for model in ("teacher", "student", "baseline"):
+        assert 0.9 <= report[model]["metrics"]["accuracy"] <= 1.0
+        assert "macro_f1" in report[model]["metrics"]
+    assert {(a["target"], a["scheme"]) for a in report["artifacts"]} == {(t, s) for t in TARGETS for s in ("fp32", "w8a8")}
+    for entry in report["artifacts"]:
+        assert entry["verdict"] == "pass", entry
+        assert entry["metrics"]["accuracy"] >= 0.9
+        assert entry["size_bytes"] > 0
+        assert entry["agreement"]["program"] >= 0.95
+        path = run / "artifacts" / f"{entry['target']}-{entry['scheme']}" / f"model{SUFFIXES[entry['target']]}"
+        assert path.exists() and Path(entry["path"]).name == path.name
+        if entry["target"] != "coreml" or sys.platform == "darwin":
+            assert entry["latency"]["p50_ms"] > 0
+
+
+def test_quantized_files_are_smaller(shipped) -> None:  # type: ignore[no-untyped-def]
+    sizes = {(a["target"], a["scheme"]): a["size_bytes"] for a in shipped[1]["artifacts"]}
+    for target in TARGETS:
+        assert sizes[target, "w8a8"] < sizes[target, "fp32"]
+
+
+def test_every_artifact_is_whole_and_carries_what_an_app_needs(shipped) -> None:  # type: ignore[no-untyped-def]
+    run, _ = shipped
+    for folder in sorted((run / "artifacts").iterdir()):
+        made = artifact.load(folder)
+        assert artifact.check(made) == []
+        for name in ("tokenizer.json", "labels.json", "golden.json"):
+            assert name in made.files
+        assert made.facts["inputs"] and made.facts["outputs"]
+
+
+def test_a_second_ship_runs_nothing_again(shipped, tiny, edgekd) -> None:  # type: ignore[no-untyped-def]
+    run, first = shipped
+    sets = ("--set", "export.targets=[onnx, litert, coreml, executorch]")
+    plan = edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", run, *sets, "--json").json
+    assert {step["status"] for step in plan["steps"]} == {"hit"}
+    said = edgekd("ship", tiny.folder / "recipe.yaml", "--run-dir", run, *sets, "--no-bench", "--json")
+    assert said.code == 0
+    assert "made" not in said.err and "start" not in said.err
+    assert [a["metrics"] for a in said.json["artifacts"]] == [a["metrics"] for a in first["artifacts"]]
+    changed = edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", run, *sets, "--set", "quantize.steps=7", "--json").json
+    runs = {step["step"] for step in changed["steps"] if step["status"] == "run"}
+    assert runs == {"quantize-w8a8", *(f"{stage}-{target}-w8a8" for stage in ("export", "verify") for target in TARGETS)}
+
+
+def test_the_report_can_be_made_anew_and_is_one_file(shipped, edgekd) -> None:  # type: ignore[no-untyped-def]
+    run, _ = shipped
+    said = edgekd("report", run, "--json")
+    assert said.code == 0 and said.json["artifacts"]
+    page = (run / "report.html").read_text()
+    assert "src=" not in page.replace('src="data:', "") and "<link" not in page
+    assert "onnx" in (run / "report.md").read_text()
+
+
+PLAIN = {
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path + "/model.onnx", providers=["CPUExecutionProvider"])
+run = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+""",
+    "litert": """
+from ai_edge_litert.interpreter import Interpreter
+it = Interpreter(path + "/model.tflite"); it.allocate_tensors()
+inputs, output = it.get_input_details(), it.get_output_details()[0]
+named = {name: next(d for d in inputs if name in d["name"]) for name in ("input_ids", "attention_mask")}
+def run(ids, mask):
+    for name, value in (("input_ids", ids), ("attention_mask", mask)):
+        fixed = named[name]["shape"][1]
+        padded = np.zeros((1, fixed), named[name]["dtype"]); padded[:, :value.shape[1]] = value
+        it.set_tensor(named[name]["index"], padded)
+    it.invoke()
+    found = it.get_tensor(output["index"])
+    scale, zero = output["quantization"]
+    return (found.astype(np.float32) - zero) * scale if found.dtype == np.int8 else found
+""",
+    "executorch": """
+import torch
+from executorch.runtime import Runtime
+method = Runtime.get().load_program(path + "/model.pte").load_method("forward")
+run = lambda ids, mask: method.execute([torch.from_numpy(ids), torch.from_numpy(mask)])[0].numpy()
+""",
+}
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+@pytest.mark.parametrize("target", list(PLAIN))
+def test_artifacts_open_without_edgekd(shipped, target: str, scheme: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(shipped[0] / "artifacts" / f"{target}-{scheme}", tmp_path / "artifact")
+    script = f"""
+import json, sys
+import numpy as np
+path = sys.argv[1]
+{PLAIN[target]}
+golden = json.load(open(path + "/golden.json"))
+worst, same = 0.0, True
+for ids, mask, logits in zip(golden["inputs"]["input_ids"], golden["inputs"]["attention_mask"], golden["outputs"]["logits"]):
+    found = run(np.array([ids], np.int64), np.array([mask], np.int64))[0]
+    worst = max(worst, float(np.abs(found - np.array(logits, np.float32)).max()))
+    same &= int(found.argmax()) == int(np.argmax(logits))
+assert not [name for name in sys.modules if name.startswith("edgekd")]
+print(json.dumps([worst, same]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(tmp_path / "artifact")], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    worst, same = json.loads(done.stdout.strip().splitlines()[-1])
+    assert same
+    assert worst <= (1e-3 if scheme == "fp32" else 0.5)
