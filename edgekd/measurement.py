@@ -55,15 +55,9 @@ class Measurement:
     first_inference_ns: tuple[int, ...] = ()
     warmup: Mapping[str, Any] = field(default_factory=dict)  # {"runs", "seconds"}
     latency_ns: tuple[tuple[int, ...], ...] = ()
-    blocks: tuple[
-        Mapping[str, Any], ...
-    ] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
-    memory: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}
-    golden: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # {"samples", "max_abs_delta", "argmax_agreement"}
+    blocks: tuple[Mapping[str, Any], ...] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
+    memory: Mapping[str, Any] = field(default_factory=dict)  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}
+    golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "argmax_agreement"}
     environment: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     error: str | None = None
@@ -91,9 +85,7 @@ def from_line(line: str, *, where: str = "measurement") -> Measurement:
     names = {f.name for f in fields(Measurement)}
     if unknown := sorted(set(value) - names):
         raise BadInput(f"unknown fields: {', '.join(unknown)}", where=where)
-    if missing := sorted(
-        {"target", "scheme", "artifact", "device", "runtime", "threads", "tokens"} - set(value)
-    ):
+    if missing := sorted({"target", "scheme", "artifact", "device", "runtime", "threads", "tokens"} - set(value)):
         raise BadInput(f"missing fields: {', '.join(missing)}", where=where)
     _check(value, where)
     for name in ("load_ns", "first_inference_ns", "flags", "blocks"):
@@ -120,9 +112,7 @@ def _check(value: dict[str, Any], where: str) -> None:
         raise BadInput("a time is not a whole number of nanoseconds", where=where)
     flags = value.get("flags", [])
     if not isinstance(flags, list) or (unknown := sorted(set(flags) - set(FLAGS))):
-        raise BadInput(
-            f"unknown flags: {', '.join(map(str, unknown if isinstance(flags, list) else []))}", where=where
-        )
+        raise BadInput(f"unknown flags: {', '.join(map(str, unknown if isinstance(flags, list) else []))}", where=where)
     error = value.get("error")
     if error is not None and not isinstance(error, str):
         raise BadInput(f"error is not text: {error!r}", where=where)

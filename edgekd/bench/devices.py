@@ -26,9 +26,7 @@ class Device(Section):
     transport: str = Field(description="A module of edgekd/bench/transports/ or a plug-in.")
     runner: str = Field(description="Program that is run on it, a file of runtimes/.")
     python: str | None = Field(None, description="Its Python interpreter; default: the one that runs edgekd.")
-    cpu_affinity: list[int] | None = Field(
-        None, description="Processors to stay on; default: the system chooses."
-    )
+    cpu_affinity: list[int] | None = Field(None, description="Processors to stay on; default: the system chooses.")
 
 
 def data_folder(name: str) -> Path:

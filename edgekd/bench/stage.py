@@ -128,9 +128,7 @@ def subjects(recipe: Recipe, inputs: Inputs) -> list[Subject]:
     if "student" in inputs.parents:
         student = inputs["student"]
         found.append(Subject("student", "fp32", student.digest, "torch", student.path / "model"))
-    exports = [
-        parent for parent in inputs.parents.values() if "target" in parent.facts and "file" in parent.facts
-    ]
+    exports = [parent for parent in inputs.parents.values() if "target" in parent.facts and "file" in parent.facts]
     return found + [_exported(one, pad_id) for one in exports]
 
 
@@ -169,9 +167,7 @@ def choose_lengths(recipe: Recipe, inputs: Inputs, found: Sequence[Subject]) -> 
     examples = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     if not examples:
         raise BadInput("test.jsonl is empty, so there is no text to time", where=str(data))
-    limit = min(
-        [recipe.data.max_length, *(one.job["max_length"] for one in found if "max_length" in one.job)]
-    )
+    limit = min([recipe.data.max_length, *(one.job["max_length"] for one in found if "max_length" in one.job)])
     encoded = task.encode(Tokenizer.from_file(str(tokenizer)), examples, limit)
     sizes = [len(row["input_ids"]) for row in encoded]
     wanted = {"p50": round(statistics.percentile(sizes, 50)), "max": max(sizes)}
@@ -303,9 +299,7 @@ class _Session:
                 "request": "block",
                 "rows": list(length.rows),
                 "warmup_runs": bench.warmup_runs,
-                "warmup_seconds": bench.warmup_seconds
-                if number == 0
-                else 0,  # later blocks only refill the caches
+                "warmup_seconds": bench.warmup_seconds if number == 0 else 0,  # later blocks only refill the caches
                 "min_runs": -(-bench.min_runs // blocks),
                 "min_seconds": bench.min_seconds / blocks,
                 "max_seconds": bench.max_seconds / blocks,
@@ -332,9 +326,7 @@ class _Session:
         request = {"schema": RUNNER_SCHEMA, "request": "outputs", "rows": [row for row, _ in pairs]}
         answers = self._ask(subject, request)["logits"]
         expected = [logits for _, logits in pairs]
-        deltas = [
-            abs(x - y) for a, b in zip(answers, expected, strict=True) for x, y in zip(a, b, strict=True)
-        ]
+        deltas = [abs(x - y) for a, b in zip(answers, expected, strict=True) for x, y in zip(a, b, strict=True)]
         same = [a.index(max(a)) == b.index(max(b)) for a, b in zip(answers, expected, strict=True)]
         return {
             "samples": len(pairs),
@@ -379,9 +371,7 @@ def parsed(stdout: bytes, stderr: bytes, code: int) -> dict[str, Any]:
         said = " | ".join(stderr.decode(errors="replace").strip().splitlines())[-400:] or "(it said nothing)"
         raise DeviceError(f"the runner {how} without an answer: {said}") from None
     if not isinstance(document, dict) or document.get("schema") != RUNNER_SCHEMA:
-        raise DeviceError(
-            f"the runner does not speak {RUNNER_SCHEMA}", todo="Install one edgekd on host and device."
-        )
+        raise DeviceError(f"the runner does not speak {RUNNER_SCHEMA}", todo="Install one edgekd on host and device.")
     error = document.get("error")
     if error:
         prefix = "not measured: " if error["kind"] == "unavailable" else "the runner failed: "
@@ -414,9 +404,7 @@ def _measurement(
     record: _Record,
     environment: Facts,
 ) -> Measurement:
-    blocks = [
-        {name: value for name, value in block.items() if name != "samples_ns"} for block in record.blocks
-    ]
+    blocks = [{name: value for name, value in block.items() if name != "samples_ns"} for block in record.blocks]
     warmups = [block["warmup"] for block in blocks]
     requested = {
         "backend": BACKENDS.get(subject.runtime),

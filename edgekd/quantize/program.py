@@ -28,9 +28,13 @@ class Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def export(model: nn.Module, max_length: int) -> torch.export.ExportedProgram:
-    """Export with dynamic batch and sequence (2 to ``max_length``)."""
-    example = (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64))
+def export(model: nn.Module, max_length: int, auto_task: str = "text-classification") -> torch.export.ExportedProgram:
+    """Export with dynamic batch and sequence (2 to ``max_length``); the example inputs are optimum's for the task."""
+    from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
+
+    config = NormalizedTextConfig(model.config)
+    dummy = DummyTextInputGenerator(auto_task, config, batch_size=2, sequence_length=3)
+    example = tuple(dummy.generate(name, framework="pt", int_dtype="int64") for name in ("input_ids", "attention_mask"))
     dims = {
         0: torch.export.Dim("batch", min=1, max=4096),
         1: torch.export.Dim("sequence", min=2, max=max_length),

@@ -41,7 +41,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         model = student
     else:
         model, facts = _quantized(recipe, inputs, task, student, out / SCRATCH)
-    exported = program.export(model, length)
+    exported = program.export(model, length, task.AUTO_TASK)
     program.save(exported, out)
     test = read_split(data.path, "test")
     encoded = task.encode(tokenizer, test, length)

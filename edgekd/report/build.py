@@ -203,9 +203,7 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "latencies": latencies,
         "memory": {"peak_mb": chosen["peak_mb"]} if chosen else None,
         "load": {"load_ms": chosen["load_ms"], "first_ms": chosen["first_ms"]} if chosen else None,
-        "not_measured": next(
-            (row["error"] for row in mine if row["error"]), None if chosen else "bench was not run"
-        ),
+        "not_measured": next((row["error"] for row in mine if row["error"]), None if chosen else "bench was not run"),
         "error": lost,
     }
 
@@ -215,9 +213,7 @@ def _latency(row: Facts, comparisons: Sequence[Facts]) -> Document:
     key = ("target", "scheme", "device", "threads", "tokens")
     found = next((one for one in comparisons if all(one[k] == row[k] for k in key)), None)
     relation = {k: found[k] for k in ("verdict", "ratio", "why")} if found else None
-    return {k: v for k, v in row.items() if k not in ("target", "scheme", "versions")} | {
-        "relation_to_float": relation
-    }
+    return {k: v for k, v in row.items() if k not in ("target", "scheme", "versions")} | {"relation_to_float": relation}
 
 
 def headline_row(summaries: Sequence[Facts], target: str, scheme: str) -> Document | None:
@@ -225,9 +221,7 @@ def headline_row(summaries: Sequence[Facts], target: str, scheme: str) -> Docume
     good = [
         row
         for row in summaries
-        if (row["target"], row["scheme"]) == (target, scheme)
-        and row["error"] is None
-        and row["p50_ms"] is not None
+        if (row["target"], row["scheme"]) == (target, scheme) and row["error"] is None and row["p50_ms"] is not None
     ]
     if not good:
         return None
@@ -268,9 +262,7 @@ def bench_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     }
     rows = []
     for row in facts["summaries"]:
-        name = (
-            row["target"] if row["target"] in ("teacher", "student") else f"{row['target']}-{row['scheme']}"
-        )
+        name = row["target"] if row["target"] in ("teacher", "student") else f"{row['target']}-{row['scheme']}"
         where = [name, row["device"], str(row["threads"]), str(row["tokens"])]
         if row["error"]:
             rows.append([*where, *["-"] * 6, row["error"]])
@@ -304,7 +296,5 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of ``report.json``."""
-    found: dict[str, Any] = json.loads(
-        Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8")
-    )
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8"))
     return found

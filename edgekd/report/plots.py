@@ -54,11 +54,7 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
         return ""
     xs = [point.x for point in points]
     ys = [bound for point in points for bound in (point.y, point.low, point.high) if bound is not None]
-    x_axis = (
-        _log(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-        if max(xs) > 4 * min(xs)
-        else _linear(xs, LEFT, WIDTH - RIGHT)
-    )
+    x_axis = _log(min(xs), max(xs), LEFT, WIDTH - RIGHT) if max(xs) > 4 * min(xs) else _linear(xs, LEFT, WIDTH - RIGHT)
     y_axis = _linear(ys, HEIGHT - BOTTOM, TOP, least=least)
     body = [_frame(x_axis, y_axis, x_label, y_label)]
     placed = [(x_axis.place(p.x), y_axis.place(p.y)) for p in points]
@@ -95,9 +91,7 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
         if len(placed) <= 40:
             body += [mark(number, line.group, x, y, size=3.5) for x, y in placed]
         body.append(_label(line.name, *placed[-1], boxes))
-    told = "; ".join(
-        f"{line.name}: {len(line.points)} points, last {line.points[-1][1]:.4g}" for line in series
-    )
+    told = "; ".join(f"{line.name}: {len(line.points)} points, last {line.points[-1][1]:.4g}" for line in series)
     return _svg(title, told, body)
 
 
@@ -183,9 +177,7 @@ def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float,
         for left, base in spots
         if left >= LEFT + 2 and left + width <= WIDTH - 2 and TOP + 8 <= base <= HEIGHT - BOTTOM - 2
     ]
-    free = [
-        (left, base) for left, base in inside if not _covers((left, base - 10, left + width, base + 3), boxes)
-    ]
+    free = [(left, base) for left, base in inside if not _covers((left, base - 10, left + width, base + 3), boxes)]
     left, base = (free or inside or spots)[0]
     boxes.append((left, base - 10, left + width, base + 3))
     text = f'<text class="label" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>'
@@ -195,9 +187,7 @@ def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float,
     return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end:.1f} {base - 4:.1f}"/>{text}'
 
 
-def _covers(
-    box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]
-) -> bool:
+def _covers(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> bool:
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 

@@ -35,9 +35,7 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
-        percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
-    )
+    environment.filters.update(percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
@@ -103,9 +101,7 @@ def cards(document: Document) -> list[dict[str, str]]:
     gain = document["gain"]
     if gain:
         interval = f"95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])}" if gain["ci"] else ""
-        found.append(
-            {"label": "what the teacher added", "value": f"{points(gain['value'])} points", "note": interval}
-        )
+        found.append({"label": "what the teacher added", "value": f"{points(gain['value'])} points", "note": interval})
     good = [entry for entry in document["artifacts"] if entry["verdict"] == "pass"]
     if good and teacher["size_bytes"]:
         small = min(good, key=lambda entry: entry["size_bytes"])
@@ -142,8 +138,7 @@ def _groups(document: Document) -> tuple[dict[str, int], dict[str, int]]:
 def _keys(document: Document) -> dict[str, str]:
     colours, shapes = _groups(document)
     return {
-        entry["name"]: plots.key(shapes[entry["scheme"]], colours[entry["target"]])
-        for entry in document["artifacts"]
+        entry["name"]: plots.key(shapes[entry["scheme"]], colours[entry["target"]]) for entry in document["artifacts"]
     }
 
 
@@ -251,9 +246,7 @@ def markdown(document: Document) -> str:
     ]
     gain = document["gain"]
     if gain:
-        interval = (
-            f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
-        )
+        interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
         lines += [f"The teacher added {points(gain['value'])} points of {name}{interval}.", ""]
     timed = next((entry["latency"] for entry in document["artifacts"] if entry["latency"]), None)
     if timed:

@@ -127,6 +127,8 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
 
 def _normalise(package: Path, specification: Any) -> Any:
     """Take dates, random identifiers and debug files out of the package, so that the same input gives the same bytes."""
+    import coremltools as ct
+
     metadata = specification.description.metadata
     metadata.author = metadata.license = ""
     metadata.shortDescription = "Text classifier: token ids and mask to logits."
@@ -142,6 +144,7 @@ def _normalise(package: Path, specification: Any) -> Any:
     root = fresh[manifest["rootModelIdentifier"]]
     manifest |= {"itemInfoEntries": dict(sorted(entries.items())), "rootModelIdentifier": root}
     write_json(package / "Manifest.json", manifest)
+    ct.utils.load_spec(str(package))  # rewrites the manifest in the library's own layout, so that opening changes nothing
     return specification
 
 
@@ -162,15 +165,21 @@ def open_session(artifact: Path, *, threads: int = 1) -> Session:
 
 def load_mil(package: Path) -> Any:
     """The saved package as a ``coremltools`` MIL program, weights included."""
-    import coremltools as ct
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    specification = ct.utils.load_spec(str(package))
+    specification = load_specification(package)
     return load(
         specification,
         specification_version=specification.specificationVersion,
         file_weights_dir=str(package / WEIGHTS),
     )
+
+
+def load_specification(package: Path) -> Any:
+    """The package's ``Model`` protobuf, read from its file: opening the *package* would write to its manifest."""
+    import coremltools as ct
+
+    return ct.utils.load_spec(str(package / SPECIFICATION))
 
 
 class _Padded:
@@ -224,9 +233,7 @@ class _ReferenceSession(_Padded):
     def __init__(self, package: Path) -> None:
         from importlib.metadata import version
 
-        import coremltools as ct
-
-        self.length = _length(ct.utils.load_spec(str(package)))
+        self.length = _length(load_specification(package))
         self._function: Any = load_mil(package).functions["main"]
         self._operations = []
         for operation in self._function.operations:

@@ -22,9 +22,7 @@ METRICS = {"accuracy": 0.912, "macro_f1": 0.905, "ece": 0.021, "teacher_agreemen
 NAMES = [(f"{target}-{scheme}", target, scheme) for target in TARGETS for scheme in ("fp32", "w8a8")]
 
 
-def _summary(
-    target: str, scheme: str, tokens: int, ms: float | None, error: str | None = None
-) -> dict[str, Any]:
+def _summary(target: str, scheme: str, tokens: int, ms: float | None, error: str | None = None) -> dict[str, Any]:
     def times(factor: float) -> float | None:
         return None if ms is None else round(ms * factor, 4)
 
@@ -61,21 +59,15 @@ def _bench() -> dict[str, Any]:
         for tokens in (14, 60):
             if factor is None:
                 for scheme in ("fp32", "w8a8"):
-                    summaries.append(
-                        _summary(target, scheme, tokens, None, "not measured: no runtime 'coreml' here")
-                    )
+                    summaries.append(_summary(target, scheme, tokens, None, "not measured: no runtime 'coreml' here"))
                 continue
             slow = target == "litert"  # its quantized file is slower than its float one
             for scheme, share in (("fp32", 1.0), ("w8a8", 1.3 if slow else 0.4)):
-                summaries.append(
-                    _summary(target, scheme, tokens, round(2.4 * factor * share * tokens / 14, 4))
-                )
+                summaries.append(_summary(target, scheme, tokens, round(2.4 * factor * share * tokens / 14, 4)))
             key = {"target": target, "scheme": "w8a8", "against": "fp32", "device": "local", "threads": 1}
             word, ratio = ("slower", 1.3) if slow else ("faster", 0.4)
             why = "by 30 % in every one of 3 blocks"
-            comparisons.append(
-                {**key, "tokens": tokens, "verdict": word, "ratio": ratio, "p": 1e-9, "why": why}
-            )
+            comparisons.append({**key, "tokens": tokens, "verdict": word, "ratio": ratio, "p": 1e-9, "why": why})
     return {
         "summaries": summaries,
         "comparisons": comparisons,
@@ -91,9 +83,7 @@ def _run() -> RunFacts:
     lost = ("executorch", "w8a8")
     for rows in (bench["summaries"], bench["comparisons"]):
         rows[:] = [row for row in rows if (row["target"], row["scheme"]) != lost]
-    failures = {
-        "export-executorch-w8a8": "export-executorch-w8a8: was killed by signal 11; last lines: (empty log)."
-    }
+    failures = {"export-executorch-w8a8": "export-executorch-w8a8: was killed by signal 11; last lines: (empty log)."}
     for number, (name, target, scheme) in enumerate(NAMES):
         if f"export-{name}" in failures:
             verdicts[name] = gate.failed(failures[f"export-{name}"])
@@ -149,9 +139,7 @@ def _run() -> RunFacts:
         "steps": 500,
         "seconds": 120.0,
     }
-    slower = [
-        {**e, "eval_accuracy": e["eval_accuracy"] - 0.04} if "eval_accuracy" in e else e for e in history
-    ]
+    slower = [{**e, "eval_accuracy": e["eval_accuracy"] - 0.04} if "eval_accuracy" in e else e for e in history]
     return RunFacts(
         name="banking",
         created="2026-01-02T03:04:05Z",

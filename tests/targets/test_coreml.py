@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,18 @@ def test_same_program_same_bytes(made: Any, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(artefact)
 
 
+def test_opening_changes_nothing(made: Any, tmp_path: Path) -> None:
+    """coremltools rewrites the manifest of a package that it opens; the artefact's digest covers that file."""
+    import coremltools as ct
+
+    package = tmp_path / "model.mlpackage"
+    shutil.copytree(made["w8a8"][1] / "model.mlpackage", package)
+    before = contents(tmp_path)
+    coreml.open_session(tmp_path).close()
+    ct.models.MLModel(str(package), skip_model_load=True)
+    assert contents(tmp_path) == before
+
+
 def test_package_names_no_place_and_no_time(made: Any) -> None:
     for _, artefact, _ in made.values():
         found = contents(artefact)
@@ -133,7 +146,7 @@ def test_package_names_no_place_and_no_time(made: Any) -> None:
 def test_specification(made: Any) -> None:
     import coremltools as ct
 
-    specification = ct.utils.load_spec(str(made["w8a8"][1] / "model.mlpackage"))
+    specification = coreml.load_specification(made["w8a8"][1] / "model.mlpackage")
     assert specification.specificationVersion == ct.target.iOS17
     inputs = {one.name: one.type.multiArrayType for one in specification.description.input}
     assert set(inputs) == {"input_ids", "attention_mask"}

@@ -79,9 +79,9 @@ def test_unfolding_weights_keeps_every_bit(make_program) -> None:  # type: ignor
 
 def test_a_weight_that_cannot_be_unfolded_exactly_is_refused(make_program) -> None:  # type: ignore[no-untyped-def]
     module = specialise(load_program(make_program("w8a8").path), MAX_LENGTH).module()
-    next(
-        buffer for name, buffer in module.named_buffers() if name.endswith("w_scale") and buffer.ndim == 1
-    ).fill_(1e-45)
+    next(buffer for name, buffer in module.named_buffers() if name.endswith("w_scale") and buffer.ndim == 1).fill_(
+        1e-45
+    )
     with pytest.raises(BadInput, match="too small for float32"):
         target.unfold_weights(module)
 
@@ -93,9 +93,7 @@ def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  #
     kinds = schema.TensorType
     expected = ([kinds.INT8, kinds.INT8, kinds.INT32], [kinds.INT8])
     for operator in found:
-        types = [
-            [graph.tensors[index].type for index in side] for side in (operator.inputs, operator.outputs)
-        ]
+        types = [[graph.tensors[index].type for index in side] for side in (operator.inputs, operator.outputs)]
         assert tuple(types) == expected
     assert len(found) == LINEAR_LAYERS == len([w for w in weights(program).values() if "bias" in w])
     assert facts["passes"] == ["unfold_weights"]
@@ -139,9 +137,7 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
             (expected["weight_q"].tobytes(), expected["w_scale"].tobytes(), in_scale, steps.tobytes())
             for in_scale in in_scales
             for steps in [
-                np.round(
-                    expected["bias"] / (float(in_scale) * expected["w_scale"].astype(np.float64))
-                ).astype(np.int32)
+                np.round(expected["bias"] / (float(in_scale) * expected["w_scale"].astype(np.float64))).astype(np.int32)
             ]
         }
         assert candidates & layers, name
@@ -160,9 +156,7 @@ def test_golden_logits_in_plain_litert_and_in_the_session(exported, scheme: str)
     plain = []
     for one in inputs:
         padding = ((0, 0), (0, MAX_LENGTH - one["input_ids"].shape[1]))
-        logits = runner(**{name: np.pad(row, padding).astype(np.int32) for name, row in one.items()})[
-            "logits"
-        ]
+        logits = runner(**{name: np.pad(row, padding).astype(np.int32) for name, row in one.items()})["logits"]
         described = facts["outputs"][0]
         assert logits.dtype.name == described["dtype"] == ("int8" if scheme == "w8a8" else "float32")
         if scheme == "w8a8":
@@ -192,6 +186,7 @@ def test_the_file_is_small_and_names_no_machine(exported, tmp_path) -> None:  # 
     assert sizes["w8a8"] < 0.45 * sizes["fp32"]  # of a tiny model: the graph itself weighs 0.1
 
 
+@pytest.mark.slow
 def test_same_program_same_bytes_in_another_process(exported, tmp_path) -> None:  # type: ignore[no-untyped-def]
     program, out, _ = exported["w8a8"]
     code = (
@@ -205,12 +200,11 @@ def test_same_program_same_bytes_in_another_process(exported, tmp_path) -> None:
         env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    digests = [
-        hashlib.sha256((folder / "model.tflite").read_bytes()).hexdigest() for folder in (out, tmp_path)
-    ]
+    digests = [hashlib.sha256((folder / "model.tflite").read_bytes()).hexdigest() for folder in (out, tmp_path)]
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["distilbert", "roberta"])
 def test_other_families_run_in_integers_too(make_program, tmp_path, family: str) -> None:  # type: ignore[no-untyped-def]
     program = make_program("w8a8", family)

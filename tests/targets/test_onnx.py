@@ -93,9 +93,7 @@ def test_onnxruntime_runs_every_quantized_layer_as_one_integer_gemm(exported, tm
     kinds = Counter(node.op_type for node in graph.node)
     assert kinds["QGemm"] == LINEAR_LAYERS
     constants = {tensor.name for tensor in graph.initializer}
-    products = [
-        node for node in graph.node if "MatMul" in node.op_type or node.op_type in ("Gemm", "FusedGemm")
-    ]
+    products = [node for node in graph.node if "MatMul" in node.op_type or node.op_type in ("Gemm", "FusedGemm")]
     assert not [node.op_type for node in products if constants & set(node.input[:2])]
     assert facts["passes"] == ["shift_to_uint8", "flatten_tokens", "spell_as_gemm"]
 
@@ -120,9 +118,7 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
         bias = next(node for node in graph.node if node.output[0] == gemm.input[2])
         in_scale = stored[next(node for node in graph.node if node.output[0] == gemm.input[0]).input[1]]
         grid = in_scale.astype(np.float64) * expected["w_scale"]
-        np.testing.assert_array_equal(
-            stored[bias.input[0]], np.round(expected["bias"] / grid).astype(np.int32)
-        )
+        np.testing.assert_array_equal(stored[bias.input[0]], np.round(expected["bias"] / grid).astype(np.int32))
     quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     found = {(np.float32(stored[q.input[1]]), int(stored[q.input[2]]) - 128) for q in quantizers}
     assert found == activation_scales(program)
@@ -210,7 +206,7 @@ def test_a_bias_off_the_grid_is_refused(translated) -> None:  # type: ignore[no-
     name = next(name for name in model.graph.initializers if name.endswith("query.bias"))
     bias = model.graph.initializers[name]
     bias.const_value = ir.tensor(bias.const_value.numpy() * np.float32(1.1), name=name)
-    with pytest.raises(BadInput, match="is not a multiple of input scale x weight scale"):
+    with pytest.raises(BadInput, match="is not an int32 multiple of input scale x weight scale"):
         target.spell_as_gemm(model)
 
 

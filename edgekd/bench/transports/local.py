@@ -49,9 +49,7 @@ class Local:
             "cores": os.cpu_count(),
             "memory_bytes": _memory_bytes(),
             "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-            "load_average": [round(value, 2) for value in os.getloadavg()]
-            if hasattr(os, "getloadavg")
-            else None,
+            "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         }
 
     def push(self, src: Path, dst: str) -> None:
@@ -126,9 +124,7 @@ class LocalWorker:
             answer = self._lines.get(timeout=timeout)
         except queue.Empty:
             self.close()
-            raise DeviceError(
-                f"no answer within {timeout:.0f} s; the runner was stopped", where=self._name
-            ) from None
+            raise DeviceError(f"no answer within {timeout:.0f} s; the runner was stopped", where=self._name) from None
         if not answer:
             raise self._died()
         return answer

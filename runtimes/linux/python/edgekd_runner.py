@@ -106,10 +106,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
         scale, zero = output["quantization"]
 
         def prepare(row: dict[str, list[int]]) -> Any:
-            return [
-                (detail["index"], np.asarray([_of(row, name)], dtype=detail["dtype"]))
-                for name, detail in wanted
-            ]
+            return [(detail["index"], np.asarray([_of(row, name)], dtype=detail["dtype"])) for name, detail in wanted]
 
         def call(inputs: Any) -> Any:
             for index, value in inputs:
@@ -208,9 +205,7 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
         transformers = _require("transformers", "transformers")
         config = transformers.AutoConfig.from_pretrained(job["model"])
         if not config.architectures or not hasattr(transformers, config.architectures[0]):
-            raise RunnerError(
-                "unavailable", f"transformers has no class for {config.architectures} of {job['model']}"
-            )
+            raise RunnerError("unavailable", f"transformers has no class for {config.architectures} of {job['model']}")
         kind = getattr(transformers, config.architectures[0])  # read here: it imports the model's module
 
     def load() -> Model:
@@ -253,9 +248,7 @@ def _require(module: str, distribution: str) -> Any:
 
 def _of(row: dict[str, list[int]], name: str) -> list[int]:
     if name not in row:
-        raise RunnerError(
-            "job", f"the model wants an input '{name}' that the rows do not have ({', '.join(row)})"
-        )
+        raise RunnerError("job", f"the model wants an input '{name}' that the rows do not have ({', '.join(row)})")
     return row[name]
 
 
@@ -282,9 +275,7 @@ def check(job: Any) -> dict[str, Any]:
     if job["phase"] not in PHASES:
         raise RunnerError("job", f"unknown phase {job['phase']!r} (known: {', '.join(PHASES)})")
     if job["runtime"] not in RUNTIMES:
-        raise RunnerError(
-            "unavailable", f"no runtime '{job['runtime']}' here (known: {', '.join(sorted(RUNTIMES))})"
-        )
+        raise RunnerError("unavailable", f"no runtime '{job['runtime']}' here (known: {', '.join(sorted(RUNTIMES))})")
     if not isinstance(job["threads"], int) or job["threads"] < 1:
         raise RunnerError("job", f"threads is not a positive whole number: {job['threads']!r}")
     _check_rows(job["rows"])
@@ -433,9 +424,7 @@ def _reset_peak() -> bool:
 def _memory() -> dict[str, int]:
     """Resident bytes now, their anonymous and file-backed parts, and the peak."""
     try:
-        lines = dict(
-            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
-        )
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     except OSError:
         import resource
 

@@ -1,0 +1,152 @@
+"""The bench stage on real processes: all is measured, and what crashes, hangs or is missing does not stop the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd import artifact, measurement, recipe
+from edgekd.bench import stage
+from edgekd.errors import BadInput
+
+READS = ("bench", "task", "data.max_length", "teacher.model")
+SMALL = (
+    "bench.min_runs=30",
+    "bench.min_seconds=0",
+    "bench.warmup_runs=2",
+    "bench.warmup_seconds=0",
+    "bench.cold_loads=1",
+    "bench.blocks=3",
+)
+
+
+def run(parents: dict[str, artifact.Artifact], out: Path, *sets: str) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    seen: list[tuple[int, int]] = []
+    out.mkdir(exist_ok=True)
+    view: Any = recipe.View(recipe.parse("name: x\n", overrides=[*SMALL, *sets]), READS)
+    inputs = artifact.Inputs(parents=parents, progress=lambda done, total, unit: seen.append((done, total)))
+    return stage.run(view, inputs, out), seen
+
+
+def test_everything_is_measured(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    parents = {"data": data, "onnx-fp32": export("onnx", "fp32"), "onnx-w8a8": export("onnx", "w8a8", fixed=True)}
+    facts, seen = run(parents, tmp_path / "out")
+    assert [(row["scheme"], row["tokens"], row["fed_tokens"]) for row in facts["summaries"]] == [
+        ("fp32", 3, [3]),
+        ("w8a8", 3, [12]),
+        ("fp32", 9, [9]),
+        ("w8a8", 9, [12]),
+    ]
+    for row in facts["summaries"]:
+        assert row["error"] is None and row["runs"] == 30
+        assert row["p50_ci_ms"][0] <= row["p50_ms"] <= row["p50_ci_ms"][1]
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["load_ms"] > 0 and row["first_ms"] > 0 and row["peak_mb"] > 0
+        assert row["golden"]["samples"] == 2 and row["golden"]["argmax_agreement"] == 1
+        assert row["golden"]["max_abs_delta"] < 1e-5
+    assert [(row["tokens"], row["against"]) for row in facts["comparisons"]] == [(3, "fp32"), (9, "fp32")]
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+    lines = measurement.read(tmp_path / "out" / "measurements.jsonl")
+    assert [len(block) for block in lines[0].latency_ns] == [10, 10, 10]
+    assert lines[0].artifact == parents["onnx-fp32"].digest
+    assert lines[0].requested["backend"] == lines[0].observed["backend"] == "CPUExecutionProvider"
+    assert lines[0].environment["cores"] and "load_average_before" in lines[0].environment
+    orders = {tuple(line.blocks[n]["position"] for line in lines[:2]) for n in range(3)}
+    assert orders <= {(0, 1), (1, 0)}
+
+
+def test_what_breaks_is_told_and_the_rest_goes_on(data, export, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Stand-ins for vendors: one hangs when it is imported, one crashes; one file is no model; one has no runtime."""
+    for name, body in (("ai_edge_litert", "import time; time.sleep(60)"), ("torch", "import os; os.abort()")):
+        (tmp_path / "vendors" / name).mkdir(parents=True)
+        (tmp_path / "vendors" / name / "__init__.py").write_text(body)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "vendors"))
+    parents = {
+        "data": data,
+        "onnx-fp32": export("onnx", "fp32"),
+        "onnx-w8a8": export("onnx", "w8a8", content=b"not a model"),
+        "litert-fp32": export("litert", "fp32"),
+        "executorch-fp32": export("executorch", "fp32"),
+        "coreml-fp32": export("coreml", "fp32"),
+    }
+    facts, _ = run(parents, tmp_path / "out", "bench.timeout_seconds=4")
+    errors = {(row["target"], row["scheme"]): row["error"] for row in facts["summaries"]}
+    assert errors["onnx", "fp32"] is None
+    assert "the runner failed" in errors["onnx", "w8a8"]
+    assert "longer than 4 s" in errors["litert", "fp32"]
+    assert "killed by signal 6" in errors["executorch", "fp32"]
+    assert errors["coreml", "fp32"].startswith("not measured: no runtime 'coreml'")
+    assert facts["comparisons"] == [] and len(facts["failed"]) == 4
+    lines = measurement.read(tmp_path / "out" / "measurements.jsonl")
+    assert sum(line.error is not None for line in lines) == 8  # four artefacts at two lengths
+    assert all(row["p50_ms"] is None for row in facts["summaries"] if row["error"])
+
+
+def test_an_unreachable_device_gives_errors_not_a_crash(data, export, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from edgekd.bench.transports import local
+    from edgekd.errors import DeviceError
+
+    def connect(device: Any) -> None:
+        raise DeviceError("does not answer", where=device.name)
+
+    monkeypatch.setattr(local, "connect", connect)
+    facts, _ = run({"data": data, "onnx-fp32": export("onnx", "fp32")}, tmp_path / "out")
+    assert {row["error"] for row in facts["summaries"]} == {"local: does not answer."}
+
+
+def test_unknown_devices_and_empty_data_are_refused(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    parents = {"data": data, "onnx-fp32": export("onnx", "fp32")}
+    with pytest.raises(BadInput, match="unknown device 'pixel'"):
+        run(parents, tmp_path / "out", "bench.devices=[pixel]")
+    (data.path / "test.jsonl").write_text("")
+    with pytest.raises(BadInput, match="no text to time"):
+        run(parents, tmp_path / "out")
+
+
+def _measured(**change: Any) -> measurement.Measurement:
+    steady = {"latency_ns": ((100, 101, 102), (100, 101, 102)), "observed": {"threads": 1, "backend": "XNNPACK"}}
+    requested = {"backend": "XNNPACK", "min_runs": 6, "length": "p50"}
+    identity = {"target": "litert", "scheme": "fp32", "artifact": "a", "device": "local", "runtime": "litert"}
+    made = {**identity, "threads": 1, "tokens": 3, "requested": requested, **steady, **change}
+    return measurement.Measurement(**made)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, []),
+        ({"latency_ns": ((100, 101),)}, ["too_few_runs"]),
+        ({"observed": {"threads": 1, "backend": "reference kernels"}}, ["backend_differs"]),
+        ({"observed": {"threads": 4, "backend": "XNNPACK"}}, ["threads_differ"]),
+        ({"observed": {"threads": 1, "others_share": 0.5}}, ["loaded_machine"]),
+        ({"latency_ns": ((100, 900, 100), (100, 100, 900))}, ["unstable"]),
+        ({"environment": {"governor": "powersave"}}, ["governor"]),
+        ({"memory": {"peak_reset": False}}, ["memory_not_reset"]),
+        ({"golden": {"argmax_agreement": 0.9}}, ["golden_differs"]),
+        ({"latency_ns": (), "error": "it crashed"}, []),
+    ],
+)
+def test_flags(change: dict[str, Any], expected: list[str]) -> None:
+    assert stage.flags(_measured(**change)) == expected
+    assert set(expected) <= set(measurement.FLAGS)
+
+
+def test_the_share_of_other_processes() -> None:
+    second = 1_000_000_000
+    block = {"wall_ns": second, "cpu_ns": second, "machine_busy_ns": 3 * second, "cpus": 4}
+    assert stage.others_share([block, block]) == 0.5
+    assert stage.others_share([{**block, "machine_busy_ns": None}]) is None
+    assert stage.others_share([{**block, "wall_ns": 1000}]) is None
+    assert stage.others_share([{**block, "machine_busy_ns": 0}]) == 0
+
+
+def test_answers_that_are_none_are_refused() -> None:
+    from edgekd.errors import DeviceError
+
+    for stdout, code in ((b"", -11), (b"hello\n", 0), (b'{"schema": "other"}\n', 0)):
+        with pytest.raises(DeviceError):
+            stage.parsed(stdout, b"", code)
+    assert stage.parsed(b'noise\n{"schema": "edgekd/runner/1"}\n', b"", 0)

@@ -1,0 +1,281 @@
+"""The report: its document against its schema and hand-made numbers, and what the page may and may not hold."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import jsonschema
+import pytest
+from scipy import stats
+
+from edgekd.report import build, plots, render
+from edgekd.report.build import RunFacts
+
+
+@pytest.fixture
+def document(run: RunFacts) -> dict[str, Any]:
+    return build.document(run)
+
+
+def by_name(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in document["artifacts"]}
+
+
+def bare(run: RunFacts) -> RunFacts:
+    """The run where nothing could be exported, bench was off and little is known of the data."""
+    lost = {name: {"verdict": "failed", "checks": [], "reasons": ["not made yet"]} for name, _, _ in run.artifacts}
+    return dataclasses.replace(
+        run, baseline=None, bench=None, exports={}, verifications={}, verdicts=lost, failures={}, quantize={}, data={}
+    )
+
+
+def test_the_document_follows_its_published_schema(run: RunFacts) -> None:
+    schema = build.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for one in (run, bare(run)):
+        found = build.document(one)
+        json.dumps(found, allow_nan=False)
+        jsonschema.validate(found, schema)
+
+
+def test_the_schema_refuses_what_it_should(document: dict[str, Any]) -> None:
+    for path, value in (
+        (("verdict",), "fine"),
+        (("schema_version",), 2),
+        (("artifacts", 0, "verdict"), "ok"),
+        (("artifacts", 0, "latency", "p50_ms"), "fast"),
+        (("student", "parameters"), None),
+        (("surprise",), 1),
+    ):
+        broken = copy.deepcopy(document)
+        at: Any = broken
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, build.schema())
+
+
+def test_building_changes_nothing_and_is_repeatable(run: RunFacts) -> None:
+    before = copy.deepcopy(run)
+    first = build.document(run)
+    assert run == before
+    assert build.document(run) == first
+    assert render.html(first) == render.html(copy.deepcopy(first))
+
+
+def test_what_the_document_says(document: dict[str, Any]) -> None:
+    found = by_name(document)
+    assert document["verdict"] == "fail"
+    assert document["summary"] == "5 of 8 artefacts pass."
+    assert [reason.split()[0] for reason in document["reasons"]] == ["litert-w8a8", "executorch-w8a8", "coreml-w8a8"]
+    assert found["onnx-w8a8"]["verdict"] == "pass"
+    assert found["onnx-w8a8"]["path"] == "artifacts/onnx-w8a8/model.onnx"
+    assert found["onnx-w8a8"]["latency"]["tokens"] == 14  # the median text, not the longest
+    assert [row["tokens"] for row in found["onnx-w8a8"]["latencies"]] == [14, 60]
+    assert found["onnx-w8a8"]["latency"]["relation_to_float"]["verdict"] == "faster"
+    assert found["onnx-fp32"]["latency"]["relation_to_float"] is None
+    assert found["executorch-w8a8"]["verdict"] == "failed"
+    assert "signal 11" in found["executorch-w8a8"]["error"] and found["executorch-w8a8"]["metrics"] is None
+    assert found["coreml-fp32"]["verdict"] == "pass" and found["coreml-fp32"]["latency"] is None
+    assert found["coreml-fp32"]["not_measured"].startswith("not measured")
+    assert document["teacher"]["latency"]["p50_ms"] == 8.1
+    assert document["student"]["size_bytes"] == 4 * document["student"]["parameters"]
+
+
+def test_a_failed_step_that_is_no_artefacts_is_a_reason_too(run: RunFacts) -> None:
+    passing = {name: {"verdict": "pass", "checks": [], "reasons": []} for name, _, _ in run.artifacts}
+    assert build.document(dataclasses.replace(run, verdicts=passing, failures={}))["verdict"] == "pass"
+    found = build.document(dataclasses.replace(run, verdicts=passing, failures={"bench": "bench: no device."}))
+    assert found["verdict"] == "fail" and found["reasons"] == ["bench: bench: no device."]
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 10), (10, 10), (912, 1000), (1, 3)])
+def test_wilson_is_scipys(right: int, rows: int) -> None:
+    expected = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert build.wilson(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_gain_and_its_interval(run: RunFacts) -> None:
+    unpaired = build.document(run)["gain"]
+    paired = build.document(dataclasses.replace(run, discordant=(60, 22)))["gain"]  # 60 - 22 = 38 of 1000 rows
+    assert unpaired["value"] == paired["value"] == pytest.approx(0.038)
+    deviation = ((0.060 + 0.022 - 0.038**2) / 1000) ** 0.5
+    low, high = stats.norm.interval(0.95, 0.038, deviation)
+    assert paired["ci"] == pytest.approx([low, high])
+    assert "unpaired" in unpaired["method"] and unpaired["ci"][0] < low and unpaired["ci"][1] > high
+    assert build.document(dataclasses.replace(run, baseline=None))["gain"] is None
+
+
+def test_curves_read_both_spellings_of_a_history() -> None:
+    history = [
+        {"step": 5, "loss": 2.0},
+        {"step": 10, "eval_accuracy": 0.5},
+        {"step": 20, "loss": 1.0, "validation": {"accuracy": 0.6}},
+        {"step": 20, "train_loss": 1.5},
+    ]
+    assert build.curves(history, "accuracy") == {"loss": [[5, 2.0], [20, 1.0]], "validation": [[10, 0.5], [20, 0.6]]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (0.00123456, "0.00123"),
+        (1.005, "1.00"),
+        (12.34, "12.3"),
+        (1234.5, "1234"),
+        (0.96, "0.960"),
+    ],
+)
+def test_numbers_for_people(value: float | None, text: str) -> None:
+    assert build.number(value) == text
+
+
+class Page(HTMLParser):
+    """What a page loads, links to and runs, and whether its tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.outside: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.outside += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.outside += [f"{name}={value}" for name, value in attrs if name.startswith("on")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_needs_no_network(document: dict[str, Any]) -> None:
+    text = render.html(document)
+    page = Page(text)
+    assert page.open == []
+    assert page.outside == []
+    assert not re.search(r"(?:https?:)?//[a-z]|@import|url\(", text)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert page.tags.count("svg") >= 4 + len(document["artifacts"])
+    for words in ("5 of 8 artefacts pass", "fails the gate", "did not come out", "not measured: no runtime", "+3.8"):
+        assert words in page.text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>&{{ 7 * 7 }}'
+
+
+def test_hostile_names_stay_text(run: RunFacts) -> None:
+    """Labels, titles, errors and file names come from outside; none may become markup or template."""
+    nasty = dataclasses.replace(
+        run,
+        name=HOSTILE,
+        recipe={"report": {"title": HOSTILE}},
+        data={**run.data, "labels": [HOSTILE], "warnings": [HOSTILE]},
+        environment={"os": HOSTILE},
+        failures={"export-executorch-w8a8": HOSTILE},
+        headline="accuracy",
+    )
+    found = build.document(nasty)
+    for entry in found["artifacts"]:
+        entry["checks"] = [{"name": HOSTILE, "value": HOSTILE, "limit": HOSTILE, "passed": False, "note": HOSTILE}]
+    found["artifacts"][0]["name"] = HOSTILE  # a third-party target chooses its own name
+    page = Page(render.html(found))
+    assert not {"script", "img"} & set(page.tags)
+    assert page.outside == []
+    assert page.text.count("<script>alert(1)</script>") >= 10
+    assert "{{ 7 * 7 }}" in page.text  # shown, not computed
+    markdown = render.markdown(found)
+    assert "<script>" not in markdown.replace("\\<script\\>", "")
+
+
+def test_a_bare_run_still_renders(run: RunFacts) -> None:
+    found = build.document(bare(run))
+    page = Page(render.html(found))
+    assert page.open == [] and "0 of 8 artefacts pass" in page.text
+    assert "0 of 8" in render.markdown(found)
+    columns, rows = render.console(found)
+    assert len(rows) == 8 and all(len(row) == len(columns) for row in rows)
+
+
+def test_markdown_and_console_say_the_same(document: dict[str, Any]) -> None:
+    columns, rows = render.console(document)
+    lines = render.markdown(document).splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert table[0] == "| " + " | ".join(columns) + " |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:10]] == [row[0] for row in rows]
+    assert lines[0].endswith(": fails")
+    assert "faster, 0.40 x" in rows[1]
+
+
+def test_bench_rows(document: dict[str, Any]) -> None:
+    columns, rows = build.bench_rows(document["measurements"])
+    assert all(len(row) == len(columns) for row in rows)
+    notes = {(row[0], row[3]): row[-1] for row in rows}
+    assert notes["onnx-w8a8", "14"].startswith("faster (0.40 x fp32); stability score below 60")
+    assert notes["coreml-fp32", "14"].startswith("not measured")
+    assert ("teacher", "14") in notes
+
+
+MARK = r'<circle [^>]*cx="([\d.]+)" cy="([\d.]+)"'
+
+
+def _numbers(svg: str, pattern: str) -> list[tuple[float, ...]]:
+    return [tuple(map(float, found)) for found in re.findall(pattern, svg)]
+
+
+def test_a_scatter_places_its_points_in_order() -> None:
+    points = [plots.Point(x, y, f"p{n}", 0, 0) for n, (x, y) in enumerate([(1, 90), (2, 92), (3, 91)])]
+    svg = plots.scatter(points, title="t", x_label="x", y_label="y")
+    marks = _numbers(svg, MARK)
+    assert [x for x, _ in marks] == sorted(x for x, _ in marks)
+    assert marks[1][1] < marks[2][1] < marks[0][1]  # up is more
+    assert marks[1][0] - marks[0][0] == pytest.approx(marks[2][0] - marks[1][0], abs=0.2)
+
+
+def test_wide_ranges_are_logarithmic() -> None:
+    points = [plots.Point(x, 1, str(x), 0, 0) for x in (1, 10, 100)]
+    marks = _numbers(plots.scatter(points, title="t", x_label="x", y_label="y"), MARK)
+    a, b, c = (x for x, _ in marks)
+    assert b - a == pytest.approx(c - b, abs=0.2)
+
+
+def test_labels_do_not_cover_each_other_and_stay_inside() -> None:
+    points = [plots.Point(17.8, 91.0 + 0.01 * n, f"runtime{n}-w8a8", n, n) for n in range(6)]
+    svg = plots.scatter(points, title="t", x_label="x", y_label="y", least=2)
+    placed = _numbers(svg, r'class="label" x="([\d.]+)" y="([\d.]+)"')
+    width = plots.CHARACTER * len("runtime0-w8a8")
+    assert len(placed) == 6
+    for n, (x, y) in enumerate(placed):
+        assert x >= plots.LEFT and x + width <= plots.WIDTH and 0 < y < plots.HEIGHT
+        assert all(abs(y - other) >= 12 or abs(x - left) >= width for left, other in placed[:n])
+
+
+def test_plots_of_nothing_and_of_one_value() -> None:
+    assert plots.scatter([], title="t", x_label="x", y_label="y") == ""
+    assert plots.lines([plots.Line([], "a", 0)], title="t", x_label="x", y_label="y") == ""
+    one = plots.scatter([plots.Point(5, 91, "only", 0, 0)], title="t", x_label="x", y_label="y", least=2)
+    flat = plots.lines([plots.Line([[1, 0.5], [2, 0.5]], "a", 0)], title="t", x_label="x", y_label="y")
+    for svg in (one, flat):
+        assert "nan" not in svg and "inf" not in svg and 'role="img"' in svg and "<desc" in svg
+
+
+def test_series_differ_in_shape_as_well_as_colour() -> None:
+    assert len({plots.mark(shape, 0, 5, 5).split()[0] + plots.mark(shape, 0, 5, 5)[-40:] for shape in range(4)}) == 4
