@@ -30,7 +30,7 @@ def read_table(source: str, columns: Sequence[str], rename: Mapping[str, str]) -
             todo=f"This task reads {', '.join(columns)}.",
         )
     if path.suffix.lower() == ".txt" and len(columns) == 1:
-        return [{columns[0]: line} for line in _text(path).splitlines() if line.strip()]
+        return [{columns[0]: line} for line in _text(path).split("\n") if line.strip()]
     if path.suffix.lower() in SUFFIXES or path.is_file():
         rows = _read_file(path)
     else:
@@ -46,13 +46,20 @@ def read_table(source: str, columns: Sequence[str], rename: Mapping[str, str]) -
                 where=source,
                 todo=f"It has {', '.join(known)}; map names with data.columns.{column}.{closest(name, known)}",
             )
-    return [{column: row[name] for column, name in names.items()} for row in rows]
+    return [
+        {column: _cell(row, name, f"{source} row {number}") for column, name in names.items()}
+        for number, row in enumerate(rows, start=1)
+    ]
 
 
-def has_column(source: str, column: str) -> bool:
-    """Whether a local table has a column (a ``.txt`` file has none)."""
-    path = Path(source)
-    return path.suffix.lower() != ".txt" and path.is_file() and column in (_read_file(path) or [{}])[0]
+def _cell(row: Row, name: str, where: str) -> str:
+    if name not in row:
+        raise BadInput(f"no '{name}' here, unlike in the first row", where=where)
+    try:
+        row[name].encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"'{name}' holds half a surrogate pair, which is no character", where=where) from None
+    return row[name]
 
 
 def _text(path: Path) -> str:
@@ -83,24 +90,30 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path, text: str, separator: str) -> list[Row]:
+    # Not pandas: it fills short rows up, and takes a first column that the header does not name as an index.
+    import csv
     import io
 
-    import pandas
-
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
     try:
-        frame = pandas.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error"
-        )
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        lines = (fields for fields in reader if fields)
+        header = next(lines)
+        for fields in lines:
+            if len(fields) != len(header):
+                raise csv.Error(f"{len(fields)} fields, the header has {len(header)}")
+            rows.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
         raise BadInput(
-            f"not valid CSV ({error})", where=str(path), todo="Quote fields that hold commas."
+            f"not valid CSV ({error})", where=f"{path}:{reader.line_num}", todo="Quote fields that hold commas."
         ) from None
-    return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
+    return rows
 
 
 def _read_jsonl(path: Path, text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold U+2028
         if not line.strip():
             continue
         try:
@@ -121,10 +134,13 @@ def _read_parquet(path: Path) -> list[Row]:
     if not path.is_file():
         raise BadInput("no such file", where=str(path), todo="Check the path in the recipe's data section.")
     try:
-        frame = pandas.read_parquet(path)
+        frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")  # whole numbers stay whole
     except Exception as error:
         raise BadInput(f"not a Parquet file ({type(error).__name__})", where=str(path)) from None
-    return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
+    return [
+        {str(k): "" if v is None or v is pandas.NA else str(v) for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
 def _read_hub(source: str) -> list[Row]:
@@ -152,10 +168,10 @@ def _read_hub(source: str) -> list[Row]:
             todo="Check its name and the network.",
         ) from None
     names = {key: feature.names for key, feature in table.features.items() if hasattr(feature, "names")}
-    return [
-        {
-            key: names[key][value] if key in names and isinstance(value, int) else str(value)
-            for key, value in row.items()
-        }
-        for row in table
-    ]
+
+    def cell(key: str, value: object) -> str:
+        if key in names and isinstance(value, int) and value >= 0:  # -1 marks a row whose label is withheld
+            return str(names[key][value])
+        return "" if value is None else str(value)
+
+    return [{key: cell(key, value) for key, value in row.items()} for row in table]

@@ -18,6 +18,7 @@ from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 
 SPLITS = ("train", "validation", "test")
+PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions start behind the padding's id
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
@@ -29,9 +30,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     splits = _splits(recipe, task, labels, warnings)
     splits["unlabelled"] = _unlabelled(recipe, task, splits)
     for name, examples in splits.items():
-        write_atomic(
-            out / f"{name}.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples)
-        )
+        # Escaped: a raw U+2028 or U+0085 is legal in JSON and yet ends a line for whoever reads by lines.
+        write_atomic(out / f"{name}.jsonl", "".join(json.dumps(e) + "\n" for e in examples))
     write_json(out / "labels.json", labels)
     tokenizer.save_pretrained(out / "tokenizer")
     backend = tokenizer.backend_tokenizer
@@ -89,6 +89,15 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BadInput(
             "its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first."
+        )
+    positions = getattr(config, "max_position_embeddings", None) or recipe.data.max_length
+    if config.model_type in PADDING_OFFSET:
+        positions -= config.pad_token_id + 1
+    if recipe.data.max_length > positions:
+        raise BadInput(
+            f"data.max_length is {recipe.data.max_length}, the teacher reads at most {positions} tokens",
+            where=name,
+            todo=f"Set data.max_length to {positions} or less.",
         )
     return config, tokenizer
 

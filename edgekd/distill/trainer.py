@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from edgekd.artifact import Progress
 from edgekd.losses.logits import forward_kl
@@ -164,10 +165,9 @@ class Keeper(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         seen = evaluations(state.log_history)
-        best = best_of(seen, self.better)
-        if best is seen[-1]:
+        if best_of(seen, self.better) is seen[-1]:
             save_best(model, self.scratch)
-        if len(seen) - 1 - seen.index(best) >= self.patience:
+        if stalled(seen, self.better, self.patience):
             control.should_training_stop = True
         return control
 
@@ -187,9 +187,14 @@ def best_of(
     return max(seen, key=lambda entry: (better(entry), -entry["step"]))
 
 
-def save_best(model: nn.Module, scratch: Path) -> None:
-    from safetensors.torch import save_model
+def stalled(
+    seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]], patience: int
+) -> bool:
+    """Whether the last ``patience`` evaluations brought no improvement."""
+    return bool(seen) and len(seen) - 1 - seen.index(best_of(seen, better)) >= patience
 
+
+def save_best(model: nn.Module, scratch: Path) -> None:
     temporary = scratch / "best.tmp"
     save_model(model, str(temporary))
     temporary.replace(scratch / "best.safetensors")
@@ -250,16 +255,20 @@ def train(
         judge=judge,
     )
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=_last_complete(scratch))
-    if (
-        not evaluations(trainer.state.log_history)
-        or evaluations(trainer.state.log_history)[-1]["step"] != trainer.state.global_step
-    ):
+    checkpoint = _last_complete(scratch)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else TrainerState()
+    seen = evaluations(state.log_history)
+    if state.global_step >= max_steps or stalled(seen, better, settings.patience):
+        # The Trainer asks whether it is done only after a step, and would take one too many.
+        trainer.state = state
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seen = evaluations(trainer.state.log_history)
+    if not seen or seen[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
-    from safetensors.torch import load_model
-
     load_model(model, str(scratch / "best.safetensors"))
-    return [_without_clock(entry) for entry in trainer.state.log_history]
+    return [_without_clock(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
 
 def _printer() -> Any:
@@ -268,13 +277,13 @@ def _printer() -> Any:
     return PrinterCallback
 
 
-def _last_complete(scratch: Path) -> str | None:
+def _last_complete(scratch: Path) -> Path | None:
     found = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in list(found):
         if not (path / COMPLETE).is_file():
             shutil.rmtree(path)
             found.remove(path)
-    return str(found[-1]) if found else None
+    return found[-1] if found else None
 
 
 def _without_clock(entry: dict[str, Any]) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
     latencies = [_latency(row, comparisons) for row in mine]
     best = headline_row(summaries, target, scheme)
     chosen = _latency(best, comparisons) if best else None
+    unmeasured = None if chosen else "bench was not run" if export else "there is no file"
     lost = run.failures.get(f"export-{name}") or run.failures.get(f"verify-{name}")
     return {
         "name": name,
@@ -203,7 +204,7 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "latencies": latencies,
         "memory": {"peak_mb": chosen["peak_mb"]} if chosen else None,
         "load": {"load_ms": chosen["load_ms"], "first_ms": chosen["first_ms"]} if chosen else None,
-        "not_measured": next((row["error"] for row in mine if row["error"]), None if chosen else "bench was not run"),
+        "not_measured": next((row["error"] for row in mine if row["error"]), unmeasured),
         "error": lost,
     }
 

@@ -43,11 +43,11 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     ``w8a8``: FULLY_CONNECTED and the Program compute the same integers with the same float multiplier, but
     LayerNorm and softmax between them run in float in another order, and GELU and TANH as int8 tables. Where
     that moves a value across a rounding tie, one activation differs by one step of 255 and the layers behind
-    spread it: most answers are identical, a few differ by some steps of the head (300 texts, 3 layers: 95 %
-    identical, the largest difference 2.7 % of the range). A wrong scale, zero point or bias moves every
-    answer by far more than that.
+    spread it. Most answers stay identical, and the largest difference is an outlier (300 texts: 3 layers,
+    95 % identical, 2.8 % of the range; 6 layers, 91 % identical, 13 %). So this bound finds gross errors;
+    agreement over the test split is the finer judge.
     """
-    return 1e-3 if scheme == "fp32" else 0.1 * logit_range
+    return 1e-3 if scheme == "fp32" else 0.2 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:

@@ -48,11 +48,11 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     ``w8a8``: the integer matrix products are exact on both sides, but LayerNorm, softmax and GELU between them
     run in float, where another summation order or erf differs by 1e-6 relative, and ``QuantizeLinear`` divides
     where the Program multiplies by a reciprocal. Now and then that moves a value across a rounding tie: one
-    activation differs by one step of 255, and the layers behind spread it. So most answers are identical and
-    a few differ by some steps of the head (300 texts, 3 layers: 97 % identical, the largest difference 2 % of
-    the range). A wrong scale, zero point or bias moves every answer by far more than that.
+    activation differs by one step of 255, and the layers behind spread it. Most answers stay identical, and
+    the largest difference is an outlier (300 texts: 3 layers, 98 % identical, 2 % of the range; 6 layers,
+    94 % identical, 13 %). So this bound finds gross errors; agreement over the test split is the finer judge.
     """
-    return 1e-3 if scheme == "fp32" else 0.1 * logit_range
+    return 1e-3 if scheme == "fp32" else 0.2 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:

@@ -63,14 +63,15 @@ class Cache:
                 with safe_open(path, framework="pt") as shard:
                     metadata = json.loads((shard.metadata() or {}).get("edgekd", "{}"))
                     ids = shard.get_tensor("ids")
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise _broken(path, str(error)) from None
             if metadata.get("schema") != SCHEMA:
                 raise _broken(path, f"schema {metadata.get('schema')!r} is not {SCHEMA!r}")
             if identity is not None and metadata.get("identity") != identity:
                 raise _broken(path, "made by another teacher, tokenizer or length")
             for row, one in enumerate(ids.tolist()):
-                self._place[bytes(one).hex()] = (path, row)
+                if self._place.setdefault(bytes(one).hex(), (path, row)) != (path, row):
+                    raise _broken(path, "it holds a sample twice")
 
     def __contains__(self, sample: str) -> bool:
         return sample in self._place

@@ -64,7 +64,7 @@ def failed(message: str) -> dict[str, Any]:
 def _reason(check: Check) -> str:
     value = f"{check.value:.4g}" if isinstance(check.value, float) else str(check.value)
     limit = f"{check.limit:.4g}" if isinstance(check.limit, float) else str(check.limit)
-    return f"{check.name} {value} (limit {limit})" + (f": {check.note}" if check.note else "")
+    return f"{check.name} is {value}, wanted {limit}" + (f" ({check.note})" if check.note else "")
 
 
 def _at_least(name: str, value: float, limit: float | None, note: str = "") -> list[Check]:
@@ -122,7 +122,7 @@ def _speed(gate: Gate, export: Facts, latency: Sequence[Facts], comparisons: Seq
             passed = None if row["verdict"] == "cannot tell" else row["verdict"] != "slower"
             checks.append(
                 Check(
-                    f"latency {_where(row)}", row["verdict"], "not slower", passed, "than its float sibling"
+                    f"latency {_where(row)}", row["verdict"], "not slower", passed, "compared with its float sibling"
                 )
             )
     for row in latency:

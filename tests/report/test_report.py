@@ -81,6 +81,7 @@ def test_what_the_document_says(document: dict[str, Any]) -> None:
     assert found["onnx-w8a8"]["latency"]["relation_to_float"]["verdict"] == "faster"
     assert found["onnx-fp32"]["latency"]["relation_to_float"] is None
     assert found["executorch-w8a8"]["verdict"] == "failed"
+    assert found["executorch-w8a8"]["not_measured"] == "there is no file"
     assert "signal 11" in found["executorch-w8a8"]["error"] and found["executorch-w8a8"]["metrics"] is None
     assert found["coreml-fp32"]["verdict"] == "pass" and found["coreml-fp32"]["latency"] is None
     assert found["coreml-fp32"]["not_measured"].startswith("not measured")

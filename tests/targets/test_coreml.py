@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _programs
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,17 @@ def test_evaluation_is_the_float_run_of_the_program(made: Any, scheme: str) -> N
     expected = torch.cat([module(*(torch.tensor([values]) for values in one.values())) for one in encoded])
     delta = np.abs(infer(artefact, encoded) - expected.detach().numpy()).max(-1)
     assert (delta < 1e-5).mean() >= (1.0 if scheme == "fp32" else 0.75)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert"])
+def test_other_encoders(make_program: Any, tmp_path: Path, family: str) -> None:
+    program = make_program("w8a8", family)
+    coreml.export(program.path, tmp_path, max_length=int(program.facts["max_length"]))
+    inputs, expected = _programs.golden_of(program)
+    session = coreml.open_session(tmp_path)
+    found = np.concatenate([session.run(one) for one in inputs])
+    assert np.abs(found - expected).max() <= coreml.golden_bound("w8a8", float(np.ptp(expected)))
+    assert ((found == expected).all(-1)).mean() >= 0.75
 
 
 @reference_only

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _programs
 import numpy as np
 import pytest
 import torch
@@ -125,6 +126,18 @@ def test_file_names_no_place_on_this_machine(made: Any) -> None:
         content = (artefact / "model.pte").read_bytes()
         for secret in (str(Path.home()), sys.prefix, str(Path(__file__).parents[2]), "site-packages", ".py"):
             assert secret.encode() not in content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["roberta", "distilbert"])
+def test_other_encoders(make_program: Any, tmp_path: Path, family: str) -> None:
+    program = make_program("w8a8", family)
+    executorch.export(program.path, tmp_path, max_length=int(program.facts["max_length"]))
+    inputs, expected = _programs.golden_of(program)
+    session = executorch.open_session(tmp_path)
+    found = np.concatenate([session.run(one) for one in inputs])
+    assert np.abs(found - expected).max() <= executorch.golden_bound("w8a8", float(np.ptp(expected)))
+    assert ((found == expected).all(-1)).mean() >= 0.75
 
 
 @pytest.mark.slow

@@ -45,15 +45,15 @@ def test_a_good_artifact_passes() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"verify": facts(metrics={"accuracy": 0.92})}, "accuracy drop 0.015"),
+        ({"verify": facts(metrics={"accuracy": 0.92})}, "accuracy drop is 0.015"),
         (
             {"verify": facts(metrics={"accuracy": 0.90}, student_metrics={"accuracy": 0.90})},
-            "teacher's 0.9474",
+            "teacher's is 0.9474",
         ),
-        ({"verify": facts(agreement={"program": 0.98, "teacher": 1.0, "student": 1.0})}, "the Program 0.98"),
-        ({"verify": facts(golden={"max_abs_delta": 9.0, "bound": 0.5, "passed": False})}, "golden outputs 9"),
-        ({"export": {"scheme": "w8a8", "size_bytes": 100}}, "size in bytes 100"),
-        ({"comparisons": compared("slower")}, "slower (limit not slower)"),
+        ({"verify": facts(agreement={"program": 0.98, "teacher": 1.0, "student": 1.0})}, "the Program is 0.98"),
+        ({"verify": facts(golden={"max_abs_delta": 9.0, "bound": 0.5, "passed": False})}, "golden outputs is 9"),
+        ({"export": {"scheme": "w8a8", "size_bytes": 100}}, "size in bytes is 100"),
+        ({"comparisons": compared("slower")}, "slower, wanted not slower"),
         ({"latency": [LATENCY | {"flags": ["backend_differs"]}]}, "fell back silently"),
     ],
 )
@@ -66,10 +66,10 @@ def test_each_check_can_fail(change: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (Gate(p50_ms=4.0), "p50 in ms 5"),
-        (Gate(peak_mb=20.0), "peak memory in MB 30"),
+        (Gate(p50_ms=4.0), "p50 in ms is 5"),
+        (Gate(peak_mb=20.0), "peak memory in MB is 30"),
         (Gate(size_mb=0.00001), "size in MB"),
-        (Gate(min_teacher_agreement=0.97), "agreement with the teacher 0.96"),
+        (Gate(min_teacher_agreement=0.97), "agreement with the teacher is 0.96"),
     ],
 )
 def test_budgets(limits: Gate, reason: str) -> None:
