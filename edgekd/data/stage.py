@@ -128,6 +128,8 @@ def _labels(recipe: Recipe, config: Any, warnings: list[str]) -> list[str]:
             return names
         if len(asked) != len(names):
             raise BadInput(f"data.labels names {len(asked)}, the teacher has {len(names)}", where="recipe")
+        if len(set(asked)) != len(asked):
+            raise BadInput("data.labels names one label twice", where="recipe")
         return list(asked)
     if asked is not None and list(asked) != names:
         if sorted(asked) == sorted(names):
@@ -151,7 +153,10 @@ def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list
         try:
             example = task.example(row, labels)
         except BadInput as error:
-            raise BadInput(error.what, where=f"{source} row {number}", todo=error.todo) from None
+            todo = error.todo
+            if labels[0] == "LABEL_0":
+                todo = "The teacher's labels have no names: set data.labels to them, in its order."
+            raise BadInput(error.what, where=f"{source} row {number}", todo=todo) from None
         examples.append(dict(example))
     return examples
 

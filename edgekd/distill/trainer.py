@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from edgekd.artifact import Progress
+from edgekd.errors import BadInput
 from edgekd.losses.logits import forward_kl
 from edgekd.recipe import Distill
 from edgekd.teach.transformers import length_batches, pad
@@ -133,6 +134,12 @@ class Distiller(Trainer):
             kl = forward_kl(outputs.logits, teacher_BC, self.temperature)
             self.terms.setdefault("kl", []).append(kl.detach())
             loss = loss + (1 - self.alpha) * kl
+        if not torch.isfinite(loss):
+            raise BadInput(
+                f"the training diverged: its loss is {loss.item()} in step {self.state.global_step + 1}",
+                where="distill",
+                todo=f"Lower distill.learning_rate (it is {self.args.learning_rate:g}).",
+            )
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -11,9 +11,13 @@ never silently float.
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Any
+
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 qd = torch.ops.quantized_decomposed
@@ -41,34 +45,52 @@ def int8_linear(
 
 
 def to_integers(module: GraphModule) -> GraphModule:
-    """Rewrite a Program's graph in place so that its quantized layers run in integers; float Programs stay as they are."""
-    linears = [node for node in module.graph.nodes if node.target is LINEAR]
-    quantized = [
-        node for node in module.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_WEIGHT)
-    ]
-    if not quantized:
+    """Rewrite a Program's graph in place so that its quantized layers run in integers; a float Program stays as it is.
+
+    Raises ValueError for any quantize or dequantize operator that is not part of a canonical layer: what is
+    not recognised would run in float, and nobody would see it.
+    """
+    graph = module.graph
+    if not any(node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_WEIGHT) for node in graph.nodes):
         return module
-    for node in linears:
-        x_q, in_scale, in_zero = _read(node.args[0], DEQUANTIZE, node)[:3]
-        weight_q, w_scale = _read(node.args[1], DEQUANTIZE_WEIGHT, node)[:2]
+    for node in [node for node in graph.nodes if node.target is LINEAR]:
         users = list(node.users)
-        if len(users) != 1 or users[0].target is not QUANTIZE or len(node.args) < 3 or node.args[2] is None:
-            raise ValueError(f"{node.name}: its output is not quantized once, or it has no bias")
+        if len(node.args) != 3 or len(users) != 1 or users[0].target is not QUANTIZE:
+            raise ValueError(f"{node.name}: it has no bias, or its output is not quantized once")
+        x_q, in_scale, in_zero = _activation(node.args[0], DEQUANTIZE)
+        if _activation(x_q, QUANTIZE)[1:] != (in_scale, in_zero):
+            raise ValueError(f"{node.name}: its input is not dequantized as it was quantized")
+        weight_q, w_scale = _weight(node.args[1], module)
         output = users[0]
-        out_scale, out_zero = output.args[1], output.args[2]
-        with module.graph.inserting_before(output):
-            made = module.graph.call_function(
-                int8_linear,
-                (x_q, in_scale, in_zero, weight_q, w_scale, node.args[2], out_scale, out_zero),
-            )
+        out_scale, out_zero = _activation(output, QUANTIZE)[1:]
+        with graph.inserting_before(output):
+            numbers = (x_q, in_scale, in_zero, weight_q, w_scale, node.args[2], out_scale, out_zero)
+            made = graph.call_function(int8_linear, numbers)
         output.replace_all_uses_with(made)
-        module.graph.erase_node(output)
-    module.graph.eliminate_dead_code()
+        graph.erase_node(output)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.target is DEQUANTIZE and node.args[0].target is int8_linear:
+            if _activation(node, DEQUANTIZE)[1:] != node.args[0].args[6:]:
+                raise ValueError(f"{node.name}: a layer's output is not dequantized as it was quantized")
+        elif node.target in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+            raise ValueError(f"{node.name}: something beside a linear layer reads quantized numbers")
     module.recompile()
     return module
 
 
-def _read(node: object, target: object, layer: Node) -> tuple[object, ...]:
-    if not isinstance(node, Node) or node.target is not target:
-        raise ValueError(f"{layer.name}: expected {target}, found {node}; the layer is only half quantized")
-    return node.args
+def _activation(node: Any, target: OpOverload) -> tuple[Any, float, int]:
+    """Source, scale and zero point of an int8 quantize or dequantize node."""
+    if not isinstance(node, Node) or node.target is not target or tuple(node.args[3:]) != (-128, 127, torch.int8):
+        raise ValueError(f"expected {target} to int8, found {node}; the layer is only half quantized")
+    return node.args[0], node.args[1], node.args[2]  # type: ignore[return-value]
+
+
+def _weight(node: Any, module: GraphModule) -> tuple[Node, Node]:
+    """Integers and scales of a folded weight, symmetric per output channel."""
+    if not isinstance(node, Node) or node.target is not DEQUANTIZE_WEIGHT:
+        raise ValueError(f"expected {DEQUANTIZE_WEIGHT}, found {node}; the layer is only half quantized")
+    weight_q, w_scale, w_zero, *rest = node.args
+    if tuple(rest) != (0, -127, 127, torch.int8) or attrgetter(w_zero.target)(module).any():
+        raise ValueError(f"{node.name}: its weight is not symmetric int8 per output channel")
+    return weight_q, w_scale  # type: ignore[return-value]

@@ -11,6 +11,7 @@ a thousand rows a change of agreement is two or three texts, while the KL moves 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgekd.artifact import Progress
+from edgekd.errors import BadInput
 from edgekd.losses.features import hidden_mse
 from edgekd.losses.logits import forward_kl
 from edgekd.quantize import reference
@@ -28,7 +30,6 @@ from edgekd.recipe import Quantize
 from edgekd.teach.transformers import pad
 
 Encoded = dict[str, list[int]]
-SAMPLE = 2_000_000  # values kept per quantizer to read percentiles from
 ZERO_POINT_RATE = 20.0  # the zero point moves in whole steps, the scale in shares of itself
 
 
@@ -48,25 +49,54 @@ def same_length_batches(encoded: Sequence[Encoded], size: int) -> list[list[int]
     return [rows[i : i + size] for _, rows in sorted(groups.items()) for i in range(0, len(rows), size)]
 
 
-def calibrate(model: nn.Module, encoded: Sequence[Encoded], percentile: float, seed: int) -> None:
-    """Set every activation range to the ``percentile`` (two-sided) of what these rows give; 1.0 is min-max."""
-    torch.manual_seed(seed)
+class Tails:
+    """The smallest and the largest of all values seen: exact quantiles near both ends, in little memory.
+
+    ``tokens`` is how many tokens will be seen in all; a share ``1 - percentile`` of their values is kept at each end.
+    """
+
+    def __init__(self, percentile: float, tokens: int) -> None:
+        self.percentile, self.tokens, self.count = percentile, tokens, 0
+        self.low = self.high = torch.empty(0)  # low ascending, high descending
+        self.last: torch.Tensor | None = None
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count the values of ``x`` [..., width]; the same tensor at once again (query, key, value) counts once."""
+        if x is self.last:
+            return
+        keep = math.ceil((1 - self.percentile) * self.tokens * x.shape[-1]) + 1
+        values, self.last, self.count = x.detach().reshape(-1), x, self.count + x.numel()
+        low = values if len(self.low) < keep else values[values < self.low[-1]]
+        high = values if len(self.high) < keep else values[values > self.high[-1]]
+        self.low, self.high = torch.cat([self.low, low]), torch.cat([self.high, high])
+        self.low = self.low.topk(min(keep, len(self.low)), largest=False).values
+        self.high = self.high.topk(min(keep, len(self.high))).values
+
+    def range(self) -> tuple[float, float]:
+        """The two values beyond which a share ``1 - percentile`` lies (nearest rank)."""
+        rank = min(round((1 - self.percentile) * (self.count - 1)), len(self.low) - 1)
+        return self.low[rank].item(), self.high[rank].item()
+
+
+def calibrate(model: nn.Module, encoded: Sequence[Encoded], percentile: float) -> None:
+    """Set every activation range to the ``percentile`` (at either end) of what these rows give; 1.0 is min-max.
+
+    Every value of every token counts once, padding never. A layer that does not run keeps the range it has.
+    """
     model.eval()
     batches = same_length_batches(encoded, 16)
     reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0))
-    found = list(reference.quantizers(model))
-    for quantizer in found:
-        quantizer.observing = True
+    tokens = sum(len(row["input_ids"]) for row in encoded)
+    observers = {quantizer: Tails(percentile, tokens) for quantizer in reference.quantizers(model)}
+    for quantizer, tails in observers.items():
+        quantizer.observer = tails
     with torch.no_grad():
         for rows in batches:
             model(**pad([encoded[i] for i in rows], 0))
-    for quantizer in found:
-        values = torch.cat(quantizer.seen)[:SAMPLE].sort().values
-        last = len(values) - 1
-        quantizer.set_range(
-            float(values[round(last * (1 - percentile))]), float(values[round(last * percentile)])
-        )
-        quantizer.observing, quantizer.seen = False, []
+    for quantizer, tails in observers.items():
+        quantizer.observer = None
+        if tails.count:
+            quantizer.set_range(*tails.range())
 
 
 def train(
@@ -87,7 +117,7 @@ def train(
     ``student`` is the float model it came from. Each batch follows from (seed, step), so a run that is killed and
     resumed from ``scratch`` ends with the same bytes. The trace has one entry per evaluation, step 0 first.
     """
-    scales = [parameter for q in reference.quantizers(model) for parameter in (q.log_scale,)]
+    scales = [q.log_scale for q in reference.quantizers(model)]
     zeros = [q.zero_point for q in reference.quantizers(model)]
     special = {id(parameter) for parameter in (*scales, *zeros)}
     groups = [
@@ -96,6 +126,7 @@ def train(
         {"params": zeros, "peak": settings.scale_learning_rate * ZERO_POINT_RATE},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=0.0)
+    model.eval()  # no dropout, wherever a model keeps it
     saved = scratch / "qat.pt"
     if saved.is_file():
         state = torch.load(saved, weights_only=True)
@@ -110,6 +141,12 @@ def train(
             group["lr"] = group["peak"] * rate
         batch, teacher_BC = _batch(pools, settings.batch_size, seed, step, pad_token_id)
         loss = _loss(model, student, batch, teacher_BC, settings, temperature)
+        if not torch.isfinite(loss):
+            raise BadInput(
+                f"the loss of quantization-aware training is {loss.item()} at step {step + 1}",
+                where="quantize",
+                todo="Lower quantize.learning_rate or quantize.scale_learning_rate.",
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -145,8 +182,9 @@ def _batch(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows, logits = [], []
-    for pool in pools:
-        picked = torch.randint(0, len(pool.encoded), (size // len(pools),), generator=generator).tolist()
+    for i, pool in enumerate(pools):
+        share = (size + i) // len(pools)  # the shares add up to size
+        picked = torch.randint(0, len(pool.encoded), (share,), generator=generator).tolist()
         rows += [pool.encoded[i] for i in picked]
         logits.append(pool.teacher_NC[picked])
     return pad(rows, pad_token_id), torch.cat(logits)

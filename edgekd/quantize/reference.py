@@ -9,15 +9,17 @@ for both, so what was trained is what is shipped, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch import nn
 
 qd = torch.ops.quantized_decomposed
 QMIN, QMAX = -128, 127  # activations: int8, affine
 WMAX = 127  # weights: int8, symmetric, -128 unused
+BIAS_MAX = 2**30  # leaves the other half of the int32 accumulator to the products
 SMALL_TABLE = 16  # embedding tables of at most so many rows stay in float (token types)
 
 
@@ -31,25 +33,50 @@ def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor) -> torch.Ten
     return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-WMAX, WMAX)
 
 
-def fake_weight(weight_OI: torch.Tensor) -> torch.Tensor:
-    """The weight as the int8 kernel will see it; gradients pass straight through (Bengio et al. 2013)."""
-    scale_O = weight_scale(weight_OI)
-    return weight_OI + (quantize_weight(weight_OI, scale_O) * scale_O[:, None] - weight_OI).detach()
+def linear_numbers(
+    weight_OI: torch.Tensor, bias_O: torch.Tensor | None, in_scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The numbers of a quantized linear layer: integer weights [O, I], their scales [O], the bias [O], all float32.
+
+    The bias is a multiple of ``in_scale * scale`` as the kernels add it (zeros where there is none). A row whose
+    weights are so small beside its bias that the bias would not fit int32 gets the coarser scale that fits.
+    """
+    bias_O = torch.zeros(len(weight_OI)) if bias_O is None else bias_O.detach()
+    fits_O = (bias_O.double().abs() / (in_scale * BIAS_MAX)).float()
+    scale_O = torch.maximum(weight_scale(weight_OI), fits_O)
+    grid_O = in_scale * scale_O.double()
+    return quantize_weight(weight_OI, scale_O), scale_O, ((bias_O.double() / grid_O).round() * grid_O).float()
+
+
+class StraightThrough(torch.autograd.Function):
+    """``rounded`` exactly, with the gradient of ``raw`` (Bengio et al. 2013, arXiv:1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: object, raw: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        return rounded.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class Observer(Protocol):
+    """Sees every tensor that reaches a quantizer during calibration."""
+
+    def add(self, x: torch.Tensor) -> None: ...
 
 
 class ActivationQuantizer(nn.Module):
     """Static affine int8 fake-quantizer of one tensor, with learned scale and zero point (LSQ+, arXiv:2004.09576).
 
-    ``log_scale`` and ``zero_point`` have shape [1]. While ``observing`` it passes its input through and keeps
-    a sample of the values; ``set_range`` ends that.
+    ``log_scale`` and ``zero_point`` have shape [1]. While it has an ``observer`` it passes its input through.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.zero_point = nn.Parameter(torch.zeros(1))
-        self.observing = False
-        self.seen: list[torch.Tensor] = []
+        self.observer: Observer | None = None
 
     def set_range(self, low: float, high: float) -> None:
         """Cover [low, high] and zero with 255 steps."""
@@ -64,9 +91,8 @@ class ActivationQuantizer(nn.Module):
         return float(self.log_scale.detach().exp()), int(self.zero_point.detach().round().clamp(QMIN, QMAX))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.observing:
-            values = x.detach().reshape(-1)
-            self.seen.append(values[torch.randint(0, values.numel(), (min(20_000, values.numel()),))])
+        if self.observer is not None:
+            self.observer.add(x)
             return x
         factor = 1.0 / (x.numel() * QMAX) ** 0.5  # gradient scale of LSQ (arXiv:1902.08153, section 2.2)
         return torch._fake_quantize_learnable_per_tensor_affine(
@@ -81,9 +107,14 @@ class QATLinear(nn.Linear):
     output_quantizer: ActivationQuantizer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.input_quantizer.observing:
-            return self.output_quantizer(F.linear(self.input_quantizer(x), self.weight, self.bias))
-        return self.output_quantizer(F.linear(self.input_quantizer(x), fake_weight(self.weight), self.bias))
+        x = self.input_quantizer(x)
+        if self.input_quantizer.observer is not None:  # calibration sees the float model
+            return self.output_quantizer(F.linear(x, self.weight, self.bias))
+        weight_q, scale_O, bias_O = linear_numbers(self.weight, self.bias, self.input_quantizer.numbers()[0])
+        weight_OI = StraightThrough.apply(self.weight, weight_q * scale_O[:, None])
+        if self.bias is not None:
+            bias_O = StraightThrough.apply(self.bias, bias_O)
+        return self.output_quantizer(F.linear(x, weight_OI, bias_O))
 
 
 class QATEmbedding(nn.Embedding):
@@ -91,7 +122,9 @@ class QATEmbedding(nn.Embedding):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = super().forward(ids)
-        return fake_weight(rows.reshape(-1, rows.shape[-1])).reshape_as(rows)
+        flat = rows.detach().reshape(-1, rows.shape[-1])
+        scale = weight_scale(flat)
+        return StraightThrough.apply(rows, (quantize_weight(flat, scale) * scale[:, None]).reshape_as(rows))
 
 
 class ReferenceLinear(nn.Module):
@@ -102,13 +135,11 @@ class ReferenceLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.in_scale, self.in_zero = layer.input_quantizer.numbers()
         self.out_scale, self.out_zero = layer.output_quantizer.numbers()
-        scale_O = weight_scale(layer.weight)
-        self.register_buffer("weight_q", quantize_weight(layer.weight, scale_O).to(torch.int8))
-        self.register_buffer("w_scale", scale_O.clone())
+        weight_q, scale_O, bias_O = linear_numbers(layer.weight, layer.bias, self.in_scale)
+        self.register_buffer("weight_q", weight_q.to(torch.int8))
+        self.register_buffer("w_scale", scale_O)
         self.register_buffer("w_zero", torch.zeros(len(scale_O), dtype=torch.int64))
-        bias_O = layer.bias.detach() if layer.bias is not None else torch.zeros(layer.out_features)
-        grid_O = self.in_scale * scale_O.double()
-        self.register_buffer("bias", ((bias_O.double() / grid_O).round() * grid_O).float())
+        self.register_buffer("bias", bias_O)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -117,9 +148,7 @@ class ReferenceLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = _through_int8(x, self.in_scale, self.in_zero)
-        weight = qd.dequantize_per_channel(
-            self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8
-        )
+        weight = qd.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8)
         return _through_int8(F.linear(x, weight, self.bias), self.out_scale, self.out_zero)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from pathlib import Path
@@ -31,11 +32,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     task = registry.load("tasks", recipe.task)
     data, scheme = inputs["data"], inputs.variant["scheme"]
     tokenizer, length = load_tokenizer(data.path), recipe.data.max_length
-    student = (
-        model_class(task.AUTO_TASK)
-        .from_pretrained(inputs["distill"].path / "model", dtype=torch.float32)
-        .eval()
-    )
+    student = model_class(task.AUTO_TASK).from_pretrained(inputs["distill"].path / "model", dtype=torch.float32).eval()
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": [], "layers": []}
     if scheme == "fp32":
         model = student
@@ -64,23 +61,15 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
-def _quantized(
-    recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scratch: Path
-) -> tuple[nn.Module, Facts]:
-    import copy
-
+def _quantized(recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scratch: Path) -> tuple[nn.Module, Facts]:
     settings, data = recipe.quantize, inputs["data"]
     tokenizer, pad_token_id = load_tokenizer(data.path), data.facts["pad_token_id"]
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "unlabelled")}
-    encoded = {
-        name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows
-    }
+    encoded = {name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     student.requires_grad_(False)
     model = reference.prepare(copy.deepcopy(student)).requires_grad_(True)
     count = min(settings.calibration_samples, len(encoded["train"]))
-    qat.calibrate(
-        model, random.Random(recipe.seed).sample(encoded["train"], count), settings.percentile, recipe.seed
-    )
+    qat.calibrate(model, random.Random(recipe.seed).sample(encoded["train"], count), settings.percentile)
     goal_NC = predict(student, encoded["validation"], pad_token_id)
 
     def judge(model: nn.Module) -> dict[str, float]:
@@ -97,7 +86,6 @@ def _quantized(
         if name in encoded
     ]
     scratch.mkdir(parents=True, exist_ok=True)
-    model.train()
     trace = qat.train(
         model,
         student,

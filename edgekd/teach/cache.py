@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from edgekd.artifact import Artifact, read_json
+from edgekd.artifact import Artifact, read_json, write_atomic
 from edgekd.errors import BadInput
 
 SCHEMA = "edgekd/teacher-cache/1"
@@ -44,12 +44,10 @@ def write_shard(
         if len(tensor) != len(ids):
             raise ValueError(f"{name}: {len(tensor)} rows for {len(ids)} samples")
     id_bytes = torch.tensor([list(bytes.fromhex(one)) for one in ids], dtype=torch.uint8)
-    final = folder / f"shard-{number:05d}.safetensors"
-    temporary = final.with_suffix(".tmp")
     # One metadata entry: the library writes several in no fixed order, and equal shards must be equal bytes.
     metadata = {"edgekd": json.dumps({"schema": SCHEMA, "identity": identity})}
-    save_file({"ids": id_bytes, **{k: v.contiguous() for k, v in knowledge.items()}}, temporary, metadata)
-    temporary.replace(final)
+    tensors = {"ids": id_bytes, **{name: tensor.contiguous() for name, tensor in knowledge.items()}}
+    write_atomic(folder / f"shard-{number:05d}.safetensors", save(tensors, metadata))
 
 
 class Cache:
@@ -90,8 +88,13 @@ class Cache:
             rows.setdefault(path, []).append((position, row))
         out: torch.Tensor | None = None
         for path, pairs in rows.items():
-            with safe_open(path, framework="pt") as shard:
-                values = shard.get_tensor(name)
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    values, count = shard.get_tensor(name), shard.get_slice("ids").get_shape()[0]
+            except (SafetensorError, OSError) as error:
+                raise _broken(path, str(error)) from None
+            if len(values) != count:
+                raise _broken(path, f"{name} has {len(values)} rows for {count} samples")
             if not torch.isfinite(values).all():
                 raise _broken(path, f"{name} has values that are not finite")
             if out is None:

@@ -25,9 +25,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     data = inputs["data"]
     splits = {name: read_split(data.path, name) for name in (*SPLITS, "unlabelled")}
     tokenizer = load_tokenizer(data.path)
+    model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
     identity = cache.identity(
         task=recipe.task,
-        teacher=_revision(recipe),
+        teacher=_revision(recipe, model),
         tokenizer=data.files["tokenizer/tokenizer.json"]["sha256"],
         max_length=recipe.data.max_length,
     )
@@ -37,7 +38,6 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     samples = {one: e for name, rows in splits.items() for one, e in zip(ids[name], rows, strict=True)}
     names = list(samples)
     encoded = task.encode(tokenizer, list(samples.values()), recipe.data.max_length)
-    model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
     began = time.monotonic()
     made, reused = _fill(
         recipe, inputs, out / cache.FOLDER, identity, names, encoded, model, data.facts["pad_token_id"]
@@ -122,10 +122,13 @@ def _open(folder: Path, identity: str) -> cache.Cache | None:
         return None
 
 
-def _revision(recipe: Recipe) -> str:
-    """What names the teacher's weights: the digest of its folder, or hub id and revision."""
+def _revision(recipe: Recipe, model: torch.nn.Module) -> str:
+    """What names the teacher's weights: the digest of its folder, or hub id and commit (a branch moves)."""
     folder = Path(str(recipe.teacher.model))
-    return sha256_tree(folder) if folder.is_dir() else f"{recipe.teacher.model}@{recipe.teacher.revision}"
+    if folder.is_dir():
+        return sha256_tree(folder)
+    commit = getattr(model.config, "_commit_hash", None) or recipe.teacher.revision
+    return f"{recipe.teacher.model}@{commit}"
 
 
 def _warnings(

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from edgekd import artifact, pipeline, recipe
 from edgekd.distill import stage, trainer
+from edgekd.errors import BadInput
 from edgekd.losses.logits import forward_kl
 from edgekd.tasks import text_classification as task
 from edgekd.teach.cache import read_logits
@@ -154,3 +155,8 @@ def test_the_best_checkpoint_is_chosen_by_validation(tiny, taught, tmp_path: Pat
     seen = trainer.evaluations(facts["history"])
     best = max(entry["eval_accuracy"] for entry in seen)
     assert facts["metrics"]["validation"]["accuracy"] == best
+
+
+def test_a_training_that_diverges_is_told_with_its_learning_rate(tiny, taught, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadInput, match=r"diverged.* in step \d+\. Lower distill\.learning_rate \(it is 1e\+30\)"):
+        run(tiny, taught, tmp_path / "a", "student", "distill.learning_rate=1e30")

@@ -14,11 +14,14 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
 from edgekd import artifact, pipeline, recipe
+from edgekd.errors import BadInput
 from edgekd.quantize import integer, program, qat, reference, stage
 
 SIZES = {
@@ -31,6 +34,7 @@ SIZES = {
 MODELS = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, num_labels=3)),
     "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SIZES, num_labels=3, pad_token_id=0)),
+    "electra": lambda: ElectraForSequenceClassification(ElectraConfig(**SIZES, embedding_size=8, num_labels=3)),
     "distilbert": lambda: DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32, num_labels=3)
     ),
@@ -49,22 +53,25 @@ def pair(request) -> tuple[nn.Module, nn.Module]:  # type: ignore[no-untyped-def
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
     for parameter in model.parameters():  # random initialisation is too flat to quantize interestingly
-        parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(
-            0.1 * torch.randn_like(parameter)
-        )
+        parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(0.1 * torch.randn_like(parameter))
     prepared = reference.prepare(copy.deepcopy(model))
-    qat.calibrate(prepared, encoded(), 1.0, seed=0)
+    qat.calibrate(prepared, encoded(), 1.0)
     return model, prepared.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(pair) -> tuple[nn.Module, torch.export.ExportedProgram]:  # type: ignore[no-untyped-def]
+    """The converted model and its Program."""
+    converted = reference.convert(copy.deepcopy(pair[1]))
+    return converted, program.export(converted, 12)
 
 
 def test_weights_are_quantized_as_pytorch_does_it() -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 33)
     scale = reference.weight_scale(weight)
-    theirs = torch.fake_quantize_per_channel_affine(
-        weight, scale, torch.zeros(7, dtype=torch.int32), 0, -127, 127
-    )
-    torch.testing.assert_close(reference.fake_weight(weight), theirs, rtol=0, atol=1e-7)
+    theirs = torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(7, dtype=torch.int32), 0, -127, 127)
+    torch.testing.assert_close(reference.quantize_weight(weight, scale) * scale[:, None], theirs, rtol=0, atol=1e-7)
     assert reference.quantize_weight(weight, scale).abs().amax(1).eq(127).all()
     assert reference.quantize_weight(torch.zeros(2, 3), reference.weight_scale(torch.zeros(2, 3))).eq(0).all()
 
@@ -79,36 +86,93 @@ def test_a_range_covers_zero_and_its_scale_is_a_float32() -> None:
         assert reference.qd.dequantize_per_tensor(q0, scale, zero, -128, 127, torch.int8).item() == 0.0
 
 
+def test_activations_are_quantized_as_pytorch_does_it_ties_included() -> None:
+    quantizer = reference.ActivationQuantizer()
+    for low, high in ((-0.9, 3.3), (-64.0, 63.5), (0.0, 0.7)):  # the second has scale 0.5: a tie at every quarter
+        quantizer.set_range(low, high)
+        scale, zero = quantizer.numbers()
+        x = torch.cat([torch.linspace(1.5 * low - 1, 1.5 * high + 1, 4001), torch.arange(-300, 300) / 4])
+        expected = torch.fake_quantize_per_tensor_affine(x, scale, zero, -128, 127)
+        assert torch.equal(quantizer(x), expected)
+        assert torch.equal(reference._through_int8(x, scale, zero), expected)
+        assert len(expected.unique()) == 256
+
+
+def test_the_bias_lies_on_the_grid_of_the_accumulator_and_fits_int32() -> None:
+    torch.manual_seed(0)
+    weight, bias, in_scale = torch.randn(6, 20), torch.randn(6), float(np.float32(0.013))
+    weight[4], weight[5] = 0.0, 1e-9 * torch.randn(20)  # beside such rows a bias does not fit the scale max |w| / 127
+    weight_q, scale, rounded = reference.linear_numbers(weight, bias, in_scale)
+    integers = rounded.double().numpy() / (np.float64(in_scale) * scale.double().numpy())
+    assert np.abs(integers).max() <= 2**30
+    # The bias is stored as float32, so a large integer comes back within its 24 bits of precision.
+    np.testing.assert_allclose(integers, np.rint(integers), rtol=2**-24, atol=0)
+    np.testing.assert_allclose(rounded, bias, rtol=0, atol=float(in_scale * scale.max()) / 2)
+    np.testing.assert_array_equal(weight_q[:4], np.rint(weight[:4].numpy() / scale[:4, None].numpy()))
+    assert scale.dtype == torch.float32 and torch.isfinite(scale).all() and (scale > 0).all()
+    none = reference.linear_numbers(weight, None, in_scale)
+    assert none[2].eq(0).all() and torch.equal(none[1][:4], scale[:4])
+
+
+def test_gradients_pass_straight_through_the_rounding() -> None:
+    torch.manual_seed(0)
+    layer = reference.prepare(nn.Sequential(nn.Linear(5, 4)))[0]
+    layer.input_quantizer.set_range(-8, 8)
+    layer.output_quantizer.set_range(-8, 8)
+    x = torch.randn(3, 5)
+    layer(x).sum().backward()
+    expected = layer.input_quantizer(x).sum(0).expand(4, 5)  # d(sum of x W^T + b) / dW, nothing clipped
+    torch.testing.assert_close(layer.weight.grad, expected)
+    torch.testing.assert_close(layer.bias.grad, torch.full((4,), 3.0))
+    assert layer.output_quantizer.log_scale.grad.abs() > 0
+
+
 def test_training_and_shipped_numbers_are_the_same(pair) -> None:  # type: ignore[no-untyped-def]
     _, prepared = pair
     converted = reference.convert(copy.deepcopy(prepared))
     batch = qat.pad(encoded()[:4], 0)
     with torch.no_grad():
-        trained, shipped = prepared(**batch).logits, converted(**batch).logits
-    step = max(
-        layer.out_scale for layer in converted.modules() if isinstance(layer, reference.ReferenceLinear)
-    )
-    # The bias moves to the int32 grid on conversion, far below one output step; nothing else may differ.
-    assert (trained - shipped).abs().max() <= 1.01 * step
-    assert (trained - shipped).abs().mean() <= 0.1 * step
+        assert torch.equal(prepared(**batch).logits, converted(**batch).logits)
+    assert not any(isinstance(module, nn.Linear) for module in converted.modules())
+
+
+def test_calibration_finds_the_exact_percentile_of_every_token() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.b = nn.Embedding(60, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            x = self.table(input_ids)
+            return self.a(x) + self.b(x)
+
+    torch.manual_seed(0)
+    model, rows = Two(), encoded(100)
+    values = torch.cat([model.table(torch.tensor(row["input_ids"])).flatten() for row in rows]).detach().numpy()
+    for percentile in (1.0, 0.99, 0.9):
+        prepared = reference.prepare(copy.deepcopy(model))
+        prepared.table.__class__ = nn.Embedding  # leave the values as they are
+        qat.calibrate(prepared, rows, percentile)
+        low, high = np.quantile(values, [1 - percentile, percentile], method="nearest")
+        scale, _ = prepared.a.input_quantizer.numbers()
+        assert scale == pytest.approx((high - low) / 255, rel=1e-6)
+        assert prepared.a.input_quantizer is prepared.b.input_quantizer
+        assert all(quantizer.observer is None for quantizer in reference.quantizers(prepared))
 
 
 def test_layers_that_read_one_tensor_share_one_scale(pair) -> None:  # type: ignore[no-untyped-def]
     _, prepared = pair
     names = dict(reference.layers(prepared))
     group = [
-        m
-        for n, m in names.items()
-        if n.rpartition(".")[2] in ("query", "key", "value", "q_lin", "k_lin", "v_lin")
+        m for n, m in names.items() if n.rpartition(".")[2] in ("query", "key", "value", "q_lin", "k_lin", "v_lin")
     ]
     assert len({id(layer.input_quantizer) for layer in group}) == len(group) // 3
     assert len({id(layer.output_quantizer) for layer in names.values()}) == len(names)
 
 
-def test_the_exported_graph_is_canonical_and_survives_the_disk(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    _, prepared = pair
-    converted = reference.convert(copy.deepcopy(prepared))
-    program.save(program.export(converted, 12), tmp_path)
+def test_the_exported_graph_is_canonical_and_survives_the_disk(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    converted, made = exported
+    program.save(made, tmp_path)
     graph = torch.export.load(tmp_path / program.FILE).graph
     linears = [node for node in graph.nodes if node.target is integer.LINEAR]
     assert len(linears) == sum(isinstance(m, reference.ReferenceLinear) for m in converted.modules())
@@ -116,6 +180,8 @@ def test_the_exported_graph_is_canonical_and_survives_the_disk(pair, tmp_path: P
         assert node.args[0].target is integer.DEQUANTIZE and node.args[0].args[0].target is integer.QUANTIZE
         assert node.args[1].target is integer.DEQUANTIZE_WEIGHT
         assert [user.target for user in node.users] == [integer.QUANTIZE]
+        for scale in (node.args[0].args[1], next(iter(node.users)).args[1]):
+            assert float(np.float32(scale)) == scale
     batch = qat.pad(encoded()[:3], 0)
     loaded = torch.export.load(tmp_path / program.FILE).module()
     torch.testing.assert_close(
@@ -127,9 +193,7 @@ def by_hand(x_q, in_scale, in_zero, weight_q, w_scale, bias, out_scale, out_zero
     """int8_linear in numpy int64 and float32, written from the paper and not from the code."""
     s_in, s_out, s_w = np.float32(in_scale), np.float32(out_scale), w_scale.astype(np.float32)
     accumulator = (x_q.astype(np.int64) - in_zero) @ weight_q.astype(np.int64).T
-    accumulator += np.rint(bias.astype(np.float64) / (np.float64(in_scale) * s_w.astype(np.float64))).astype(
-        np.int64
-    )
+    accumulator += np.rint(bias.astype(np.float64) / (np.float64(in_scale) * s_w.astype(np.float64))).astype(np.int64)
     assert np.abs(accumulator).max() < 2**31
     scaled = accumulator.astype(np.float32) * (s_in * s_w / s_out)
     return np.clip(np.rint(scaled) + out_zero, -128, 127).astype(np.int8)
@@ -149,11 +213,9 @@ def test_the_integer_layer_is_the_one_in_the_paper() -> None:
     assert len(np.unique(expected)) > 50
 
 
-def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(pair) -> None:  # type: ignore[no-untyped-def]
-    _, prepared = pair
-    converted = reference.convert(copy.deepcopy(prepared))
-    exported = program.export(converted, 12)
-    integers = program.integer_module(exported)
+def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(exported) -> None:  # type: ignore[no-untyped-def]
+    converted, made = exported
+    integers = program.integer_module(made)
     targets = [node.target for node in integers.graph.nodes]
     assert integer.LINEAR not in targets
     assert targets.count(integer.int8_linear) == sum(
@@ -161,30 +223,77 @@ def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(pa
     )
     rows = encoded()
     step = [m.out_scale for m in converted.modules() if isinstance(m, reference.ReferenceLinear)][-1]
-    gap = (program.run(integers, rows) - program.run(exported.module(), rows)).abs()
+    gap = (program.run(integers, rows) - program.run(made.module(), rows)).abs()
     assert gap.max() <= 6 * step and gap.mean() <= step  # rounding ties only
 
 
-def test_a_half_quantized_layer_is_refused() -> None:
-    class Half(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+class Layer(nn.Module):
+    """One canonical layer, with one thing wrong."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.linear(reference._through_int8(x, 0.1, 0), self.weight, self.bias)
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.bias = nn.Parameter(torch.randn(4))
+        self.register_buffer("weight_q", torch.randint(-127, 128, (4, 4), dtype=torch.int8))
+        self.register_buffer("w_scale", torch.full((4,), 0.01))
+        self.register_buffer("w_zero", torch.full((4,), int(wrong == "weight zero")))
 
-    with pytest.raises(ValueError, match="half quantized"):
-        integer.to_integers(torch.export.export(Half(), (torch.randn(2, 4),)).module())
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qd, wrong, int8 = reference.qd, self.wrong, torch.int8
+        weight = qd.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -127, 127, int8)
+        if wrong != "float input":
+            q = qd.quantize_per_tensor(x, 0.1, 0, -128, 127, int8)
+            x = qd.dequantize_per_tensor(q, 0.2 if wrong == "input scale" else 0.1, 0, -128, 127, int8)
+        if wrong == "float weight":
+            weight = self.weight_q.float() * 0.01
+        y = torch.nn.functional.linear(x, weight, None if wrong == "bias" else self.bias)
+        if wrong == "float output":
+            return y
+        low = -127 if wrong == "output range" else -128
+        q = qd.quantize_per_tensor(y, 0.3, 1, low, 127, int8)
+        y = qd.dequantize_per_tensor(q, 0.3, 2 if wrong == "output zero" else 1, -128, 127, int8)
+        return y + x if wrong == "second reader" else y
 
 
-def test_a_rows_logits_do_not_depend_on_its_neighbours(pair) -> None:  # type: ignore[no-untyped-def]
-    _, prepared = pair
-    integers = program.integer_module(program.export(reference.convert(copy.deepcopy(prepared)), 12))
+WRONG = (
+    "float input, float weight, float output, input scale, output range, output zero, weight zero, bias, second reader"
+)
+
+
+@pytest.mark.parametrize("wrong", ["", *WRONG.split(", ")])
+def test_a_layer_that_is_not_canonical_is_refused(wrong: str) -> None:
+    module = torch.export.export(Layer(wrong), (torch.randn(2, 4),)).module()
+    if wrong:
+        with pytest.raises(ValueError, match=r"half quantized|no bias|as it was|beside|symmetric"):
+            integer.to_integers(module)
+    else:
+        targets = [node.target for node in integer.to_integers(module).graph.nodes]
+        assert integer.int8_linear in targets and integer.LINEAR not in targets
+
+
+def test_a_float_program_stays_as_it_is() -> None:
+    model = MODELS["bert"]().eval()
+    exported = program.export(model, 12)
     rows = encoded()
-    torch.testing.assert_close(
-        program.run(integers, rows), program.run(integers, rows, size=1), rtol=0, atol=1e-6
-    )
+    with torch.no_grad():
+        alone = torch.cat([model(**qat.pad([row], 0)).logits for row in rows])
+    torch.testing.assert_close(program.run(program.integer_module(exported), rows), alone, rtol=0, atol=1e-6)
+
+
+def test_same_model_same_bytes(tmp_path: Path) -> None:
+    model = MODELS["bert"]().eval()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        program.save(program.export(model, 12), tmp_path / name)
+    assert (tmp_path / "a" / program.FILE).read_bytes() == (tmp_path / "b" / program.FILE).read_bytes()
+
+
+def test_a_rows_logits_do_not_depend_on_its_neighbours(exported) -> None:  # type: ignore[no-untyped-def]
+    integers = program.integer_module(exported[1])
+    rows = encoded()
+    alone = program.run(integers, rows, size=1)
+    torch.testing.assert_close(program.run(integers, rows), alone, rtol=0, atol=1e-6)
+    assert len(alone.unique(dim=0)) > len(rows) // 2  # texts that all look alike would prove nothing
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +339,15 @@ def test_resumed_quantization_ends_with_the_same_numbers(tiny, distilled, tmp_pa
         quantize(tiny, distilled, tmp_path / "broken", progress=dies)
     assert (tmp_path / "broken" / "scratch" / "qat.pt").is_file()
     quantize(tiny, distilled, tmp_path / "broken")
-    for name in ("golden.json", "reference.safetensors"):
+    for name in ("golden.json", "reference.safetensors", "program.pt2"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, _ = pair
     before = copy.deepcopy(model.state_dict())
-    prepared = reference.prepare(copy.deepcopy(model)).train()
-    qat.calibrate(prepared, encoded(), 1.0, seed=0)
+    prepared = reference.prepare(copy.deepcopy(model))
+    qat.calibrate(prepared, encoded(), 1.0)
     settings = recipe.Quantize(steps=2, evaluate_every=2, batch_size=4, learning_rate=0.1)
     rows = encoded()
     pools = [qat.Pool(rows, torch.zeros(len(rows), 3))]
@@ -256,3 +365,57 @@ def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: igno
         progress=artifact.no_progress,
     )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def loss_of(model: nn.Module, goal: nn.Module, teacher_BC: torch.Tensor, **sets: float) -> float:
+    batch = qat.pad(encoded()[:3], 0)
+    with torch.no_grad():
+        return qat._loss(model, goal, batch, teacher_BC, recipe.Quantize(**sets), 2.0).item()
+
+
+def test_the_loss_is_zero_only_at_the_float_student_and_has_three_terms(pair) -> None:  # type: ignore[no-untyped-def]
+    model, prepared = pair
+    with torch.no_grad():
+        goal_BC = model(**qat.pad(encoded()[:3], 0)).logits
+    assert loss_of(model, model, goal_BC) == pytest.approx(0.0, abs=1e-6)
+    logits = loss_of(prepared, model, goal_BC, hidden_weight=0, teacher_weight=0)
+    hidden = loss_of(prepared, model, goal_BC, hidden_weight=1, teacher_weight=0) - logits
+    assert logits > 0 and hidden > 0
+    teacher_BC = goal_BC.roll(1, dims=-1)
+    teacher = loss_of(model, model, teacher_BC, hidden_weight=0, teacher_weight=1)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=teacher_BC / 2), torch.distributions.Categorical(logits=goal_BC / 2)
+    )
+    assert teacher == pytest.approx(4 * expected.mean().item(), rel=1e-4)
+    both = loss_of(prepared, model, teacher_BC, hidden_weight=3, teacher_weight=0)
+    assert both == pytest.approx(logits + 3 * hidden, rel=1e-4)
+
+
+def test_a_batch_is_half_and_half_and_follows_from_seed_and_step() -> None:
+    rows = encoded(20)
+    pools = [qat.Pool(rows[:10], torch.zeros(10, 3)), qat.Pool(rows[10:], torch.ones(10, 3))]
+    for size, ones in ((8, 4), (5, 3), (1, 1)):
+        batch, teacher_BC = qat._batch(pools, size, 0, 7, 0)
+        assert len(batch["input_ids"]) == size and teacher_BC[:, 0].sum() == ones
+    first, again, other = (qat._batch(pools, 8, 0, step, 0)[0]["input_ids"] for step in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_a_loss_that_is_not_finite_is_said_in_one_line(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model, prepared = pair
+    rows = encoded()
+    pools = [qat.Pool(rows, torch.full((len(rows), 3), torch.nan))]
+    with pytest.raises(BadInput, match="step 1"):
+        qat.train(
+            copy.deepcopy(prepared),
+            model,
+            pools,
+            recipe.Quantize(steps=1, batch_size=2),
+            temperature=1.0,
+            pad_token_id=0,
+            seed=0,
+            scratch=tmp_path,
+            judge=lambda m: {"kl": 0.0},
+            progress=artifact.no_progress,
+        )

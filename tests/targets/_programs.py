@@ -72,7 +72,7 @@ def make(folder: Path, scheme: str, family: str = "bert", exact: bool = False) -
         parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(noise)
     if scheme == "w8a8":
         model = reference.prepare(model)
-        qat.calibrate(model, rows(), 1.0, seed=0)
+        qat.calibrate(model, rows(), 1.0)
         model = reference.convert(model)
         if exact:
             _round_scales(model)
@@ -107,8 +107,7 @@ def weights(made: artifact.Artifact) -> dict[str, dict[str, np.ndarray]]:
     names = [name.removesuffix(".weight_q") for name in state if name.endswith(".weight_q")]
     parts = ("weight_q", "w_scale", "bias")
     return {
-        name: {part: state[f"{name}.{part}"].numpy() for part in parts if f"{name}.{part}" in state}
-        for name in names
+        name: {part: state[f"{name}.{part}"].numpy() for part in parts if f"{name}.{part}" in state} for name in names
     }
 
 
@@ -123,10 +122,7 @@ def golden_of(made: artifact.Artifact) -> tuple[list[dict[str, np.ndarray]], np.
     """The golden inputs, int64 [1, S] each, and logits [G, C]."""
     golden = json.loads(made.file("golden.json").read_text())
     columns = golden["inputs"]
-    inputs = [
-        {name: np.array([columns[name][i]], np.int64) for name in columns}
-        for i in range(len(golden["texts"]))
-    ]
+    inputs = [{name: np.array([columns[name][i]], np.int64) for name in columns} for i in range(len(golden["texts"]))]
     return inputs, np.array(golden["outputs"]["logits"], np.float32)
 
 

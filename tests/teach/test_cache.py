@@ -62,3 +62,28 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_file(tensors, path, {"edgekd": json.dumps({"schema": cache.SCHEMA, "identity": WHO})})
     with pytest.raises(BadInput, match="not finite"):
         cache.Cache(tmp_path, WHO).read("logits", list(rows))
+
+
+def test_a_sample_twice_a_missing_kind_and_lost_rows_are_refused(tmp_path: Path) -> None:
+    ids = [cache.sample_id(WHO, text) for text in ("a", "b")]
+    cache.write_shard(tmp_path / "twice", 0, WHO, ids, {"logits": torch.zeros(2, 3)})
+    cache.write_shard(tmp_path / "twice", 1, WHO, ids[:1], {"logits": torch.zeros(1, 3)})
+    with pytest.raises(BadInput, match="twice"):
+        cache.Cache(tmp_path / "twice", WHO)
+    cache.write_shard(tmp_path / "one", 0, WHO, ids, {"logits": torch.zeros(2, 3)})
+    with pytest.raises(BadInput, match="hidden"):
+        cache.Cache(tmp_path / "one", WHO).read("hidden", ids)
+    path = tmp_path / "one" / "shard-00000.safetensors"
+    tensors = load_file(path) | {"logits": torch.zeros(1, 3)}
+    save_file(tensors, path, {"edgekd": json.dumps({"schema": cache.SCHEMA, "identity": WHO})})
+    with pytest.raises(BadInput, match="1 rows for 2 samples"):
+        cache.Cache(tmp_path / "one", WHO).read("logits", ids)
+
+
+def test_several_kinds_of_knowledge_lie_in_one_shard(tmp_path: Path) -> None:
+    ids = [cache.sample_id(WHO, text) for text in "abc"]
+    hidden = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    cache.write_shard(tmp_path, 0, WHO, ids, {"logits": torch.zeros(3, 5), "hidden": hidden})
+    store = cache.Cache(tmp_path, WHO)
+    torch.testing.assert_close(store.read("hidden", ids[::-1]), hidden.flip(0))
+    assert store.read("logits", ids).shape == (3, 5)
