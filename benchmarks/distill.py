@@ -90,7 +90,7 @@ def main() -> None:
             seed=number,
             dataloader_pin_memory=False,
         )
-        rows = [{**row, "labels": label, "length": len(row["input_ids"])} for row, label in zip(encoded, labels, strict=True)]
+        rows = [{**row, "labels": label} for row, label in zip(encoded, labels, strict=True)]
         one = Trainer(
             model=copy.deepcopy(start),
             args=settings,
@@ -118,7 +118,7 @@ class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        return {key: value for key, value in self.rows[index].items() if key != "length"}
+        return self.rows[index]
 
 
 if __name__ == "__main__":

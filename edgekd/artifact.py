@@ -199,9 +199,8 @@ def check(artifact: Artifact) -> list[str]:
 
 def publish(artifact: Artifact, folder: Path) -> None:
     """Make ``folder`` hold exactly the artefact's files, by hard link where the disk allows, else by copy."""
-    if folder.is_dir() and (folder / MANIFEST).is_file():
-        if read_json(folder / MANIFEST).get("digest") == artifact.digest:
-            return
+    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("digest") == artifact.digest:
+        return
     staging = partial_of(folder)
     shutil.rmtree(staging, ignore_errors=True)
     for name in [*artifact.files, MANIFEST]:

@@ -28,16 +28,16 @@ class _Lines:
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
-        self.began: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}  # time and count of the first report: a resumed step starts late
 
     def __call__(self, event: Any) -> None:
         now = time.monotonic()
         if event.kind == "progress":
-            self.began.setdefault(event.step, now)
+            start, first = self.began.setdefault(event.step, (now, event.done))
             if now - self.last.setdefault(event.step, now) < 15:
                 return
             self.last[event.step] = now
-            rate = event.done / max(now - self.began[event.step], 1e-9)
+            rate = (event.done - first) / max(now - start, 1e-9)
             left = (event.total - event.done) / rate if rate else 0
             text = f"{event.done}/{event.total} {event.unit}, {rate:.1f}/s, {left:.0f} s left"
         else:

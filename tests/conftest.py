@@ -80,9 +80,7 @@ WORDS = {
     "metal": "copper iron nickel silver steel tin zinc bronze",
     "river": "amazon danube ganges nile rhine thames volga yukon",
 }
-FILLER = (
-    "please tell me more about the old and new kinds of this or that one in our long list of things".split()
-)
+FILLER = "please tell me more about the old and new kinds of this or that one in our long list of things".split()
 TINY_RECIPE = """
 name: tiny
 teacher: {{model: {folder}/teacher}}
@@ -96,7 +94,7 @@ distill:
   checkpoint_every: 10
 quantize: {{steps: 6, evaluate_every: 3, batch_size: 8, calibration_samples: 64}}
 export: {{targets: [onnx]}}
-gate: {{max_accuracy_drop: 0.05, min_program_agreement: 0.95, min_teacher_ratio: 0.9, not_larger: true, not_slower: false}}
+gate: {{max_accuracy_drop: 0.05, min_program_agreement: 0.95, min_teacher_ratio: 0.9, not_slower: false}}
 bench: {{warmup_runs: 1, warmup_seconds: 0, min_runs: 6, min_seconds: 0, blocks: 2, cold_loads: 1}}
 """
 

@@ -16,7 +16,7 @@ Change = Callable[[Path], None]
 GOOD = "text,label\n" + "".join(
     f"{word} number {n},{label}\n"
     for n in range(20)
-    for word, label in zip(("apple", "tin", "nile"), ("fruit", "metal", "river"))
+    for word, label in (("apple", "fruit"), ("tin", "metal"), ("nile", "river"))
 )
 
 
@@ -47,6 +47,14 @@ def recipe(old: str, new: str) -> Change:
         path = folder / "recipe.yaml"
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
+
+    return apply
+
+
+def both(first: Change, second: Change) -> Change:
+    def apply(folder: Path) -> None:
+        first(folder)
+        second(folder)
 
     return apply
 
@@ -108,12 +116,12 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     ),
     "ragged csv": (text("train.csv", GOOD + "a,b,c,d\n"), 2, ["train.csv", "not valid CSV"]),
     "broken jsonl": (
-        lambda f: (recipe("train.csv", "t.jsonl")(f), text("t.jsonl", '{"text": "a"\n')(f)) and None,
+        both(recipe("train.csv", "t.jsonl"), text("t.jsonl", '{"text": "a"\n')),
         2,
         ["t.jsonl:1", "not valid JSON"],
     ),
     "unknown kind of file": (
-        lambda f: (recipe("train.csv", "t.xls")(f), text("t.xls", "x")(f)) and None,
+        both(recipe("train.csv", "t.xls"), text("t.xls", "x")),
         2,
         ["unknown kind of file '.xls'"],
     ),
@@ -134,7 +142,7 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     ),
     "broken weights": (text("teacher/model.safetensors", b"\x00" * 64), 2, ["weights cannot be loaded"]),
     "no tokenizer": (
-        lambda f: (remove("teacher/tokenizer.json")(f), remove("teacher/tokenizer_config.json")(f)) and None,
+        both(remove("teacher/tokenizer.json"), remove("teacher/tokenizer_config.json")),
         2,
         ["tokenizer"],
     ),
@@ -153,9 +161,7 @@ def test_bad_input(case: str, tiny, tmp_path: Path, monkeypatch, capfd) -> None:
         "distill:\n  student: {layers: 1}\n  epochs: 1\nquantize: {steps: 0}\nexport: {targets: [onnx]}\n"
     )
     change(tmp_path)
-    said = call(
-        ["ship", "recipe.yaml", "--run-dir", "run", "--json", "--quiet"], tmp_path, monkeypatch, capfd
-    )
+    said = call(["ship", "recipe.yaml", "--run-dir", "run", "--json", "--quiet"], tmp_path, monkeypatch, capfd)
     check(said, code, expected)
 
 
@@ -169,9 +175,7 @@ def test_bad_input(case: str, tiny, tmp_path: Path, monkeypatch, capfd) -> None:
         (["report", "nowhere"], 2, ["nowhere"]),
     ],
 )
-def test_bad_arguments(
-    arguments: list[str], code: int, expected: list[str], tmp_path, monkeypatch, capfd
-) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments(arguments: list[str], code: int, expected: list[str], tmp_path, monkeypatch, capfd) -> None:  # type: ignore[no-untyped-def]
     said = call(arguments, tmp_path, monkeypatch, capfd)
     assert said[0] == code
     for part in expected:

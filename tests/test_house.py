@@ -14,7 +14,8 @@ from edgekd import recipe, registry
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = (
     "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
-    "bench.stage", "bench.statistics", "bench.devices", "report.build", "report.render", "report.plots", "verify.gate", "quantize.scheme",
+    "bench.stage", "bench.statistics", "bench.devices", "report.build", "report.render", "report.plots",
+    "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "pandas")
@@ -56,7 +57,8 @@ def test_the_project_names_no_machine() -> None:
 def test_every_command_has_an_example_in_its_help(edgekd) -> None:  # type: ignore[no-untyped-def]
     said = edgekd("--help")
     assert said.code == 0
-    commands = "ship plan teach distill quantize export verify bench report init schema doctor quickstart targets".split()
+    commands = "ship plan teach distill quantize export verify bench report init schema doctor quickstart".split()
+    commands.append("targets")
     for command in commands:
         assert command in said.out
         shown = edgekd(command, "--help")
@@ -72,6 +74,11 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 
 def test_targets_and_schema_speak_json(edgekd) -> None:  # type: ignore[no-untyped-def]
-    assert {t["name"] for t in edgekd("targets", "--json").json["targets"]} >= {"onnx", "litert", "coreml", "executorch"}
+    assert {t["name"] for t in edgekd("targets", "--json").json["targets"]} >= {
+        "onnx",
+        "litert",
+        "coreml",
+        "executorch",
+    }
     assert edgekd("schema").json["title"] == "Recipe"
     assert edgekd("doctor", "--json").json["checks"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +17,16 @@ from edgekd import artifact
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("--set", "distill.baseline=false", "--set", "distill.epochs=6", "--set", "quantize.steps=30")
-STEPS = ("data", "teach", "distill-student", "quantize-fp32", "quantize-w8a8", "export-onnx-w8a8", "verify-onnx-w8a8", "bench")
+TRAINING = ("data", "teach", "distill-student", "quantize-fp32", "quantize-w8a8")
+STEPS = (*TRAINING, "export-onnx-w8a8", "verify-onnx-w8a8", "bench")
 
 
 def command(tiny, run: Path) -> list[str]:  # type: ignore[no-untyped-def]
     return [sys.executable, "-m", "edgekd", "ship", str(tiny.folder / "recipe.yaml"), "--run-dir", str(run), *SETS]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+OPTIONS: dict[str, Any] = {"env": ENVIRONMENT, "stdin": subprocess.DEVNULL}
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -33,10 +35,13 @@ def digests(run: Path) -> dict[str, str]:
     return {f"{one.stage}-{one.label}": one.digest for one in found}
 
 
+pytestmark = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory) -> dict[str, str]:  # type: ignore[no-untyped-def]
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = subprocess.run(command(tiny, run), capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL)
+    done = subprocess.run(command(tiny, run), capture_output=True, text=True, **OPTIONS)
     assert done.returncode == 0, done.stderr[-3000:]
     return digests(run)
 
@@ -46,8 +51,8 @@ def test_a_kill_in_each_stage_changes_nothing(tiny, whole: dict[str, str], tmp_p
     run, chance, killed = tmp_path / "run", random.Random(0), []
     for step in STEPS:
         child = subprocess.Popen(
-            command(tiny, run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(), stdin=subprocess.DEVNULL
-        )  # fmt: skip
+            command(tiny, run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **OPTIONS
+        )
         assert child.stderr is not None
         for line in child.stderr:
             if line.startswith(f"{step}: start"):
@@ -60,6 +65,6 @@ def test_a_kill_in_each_stage_changes_nothing(tiny, whole: dict[str, str], tmp_p
         time.sleep(1.5)  # children of a killed parent end themselves
         assert not (run / "report.json").exists()
     assert killed == list(STEPS)
-    done = subprocess.run(command(tiny, run), capture_output=True, text=True, env=environment(), stdin=subprocess.DEVNULL)
+    done = subprocess.run(command(tiny, run), capture_output=True, text=True, **OPTIONS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(run) == whole

@@ -44,17 +44,13 @@ def test_errors_say_where_and_what(text: str, expected: list[str]) -> None:
 
 
 def test_overrides_parse_yaml_values() -> None:
-    made = recipe.parse(
-        "{}", overrides=["distill.student.layers=2", "export.targets=[onnx]", "gate.size_mb=3"]
-    )
+    made = recipe.parse("{}", overrides=["distill.student.layers=2", "export.targets=[onnx]", "gate.size_mb=3"])
     assert made.distill.student.layers == 2
     assert made.export.targets == ["onnx"]
     assert made.gate.size_mb == 3.0
 
 
-@pytest.mark.parametrize(
-    "override", ["distill.epochs", "=3", "name.x=3", "distill.epochs=[", "distill.epoch=3"]
-)
+@pytest.mark.parametrize("override", ["distill.epochs", "=3", "name.x=3", "distill.epochs=[", "distill.epoch=3"])
 def test_bad_overrides_are_refused(override: str) -> None:
     with pytest.raises(BadInput):
         recipe.parse("name: a", overrides=[override])

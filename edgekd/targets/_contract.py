@@ -51,6 +51,10 @@ class Target(Protocol):
         """Write ``out/model<suffix>`` from the Program in folder ``program``; see docs/architecture.md for facts."""
         ...
 
+    def golden_bound(self, scheme: str, logit_range: float) -> float:
+        """Largest |difference| of a logit from the Program on the golden inputs; argued in the docstring."""
+        ...
+
     def open_session(self, artifact: Path, *, threads: int = 1) -> Session:
         """Open ``artifact/model<suffix>`` (an artefact folder, finished or partial, with the export's facts)."""
         ...

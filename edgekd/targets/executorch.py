@@ -64,13 +64,10 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     Facts beyond the contract's: ``delegates`` (XNNPACK calls) and ``portable_ops`` (operators left outside, counted).
     """
     require("executorch", extra)
-    import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(
-        legalise(load_program(program), max_length), partitioner=[XnnpackPartitioner()]
-    )
+    edge = to_edge_transform_and_lower(legalise(load_program(program), max_length), partitioner=[XnnpackPartitioner()])
     outside = Counter(
         getattr(node.target, "__name__", str(node.target))
         for node in edge.exported_program().graph.nodes
@@ -92,8 +89,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "file": file.name,
         "size_bytes": file.stat().st_size,
         "inputs": [
-            {"name": name, "dtype": "int64", "shape": [1, "sequence"]}
-            for name in ("input_ids", "attention_mask")
+            {"name": name, "dtype": "int64", "shape": [1, "sequence"]} for name in ("input_ids", "attention_mask")
         ],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, classes]}],
         "max_length": max_length,
@@ -129,9 +125,7 @@ def _attention(
     import torch
 
     if is_causal or enable_gqa or query.dim() != 4:
-        raise StepFailed(
-            "attention that is causal, grouped or not 4-D is not handled", where="executorch export"
-        )
+        raise StepFailed("attention that is causal, grouped or not 4-D is not handled", where="executorch export")
     root = math.sqrt(scale if scale is not None else 1 / math.sqrt(query.size(-1)))
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     scores = torch.bmm(query * root, (key * root).transpose(-2, -1))
@@ -176,13 +170,9 @@ class _Session:
         import numpy as np
         import torch
 
-        ids_1S, mask_1S = (
-            np.ascontiguousarray(inputs[name], np.int64) for name in ("input_ids", "attention_mask")
-        )
+        ids_1S, mask_1S = (np.ascontiguousarray(inputs[name], np.int64) for name in ("input_ids", "attention_mask"))
         if not 1 <= ids_1S.shape[1] <= self._max_length:
-            raise BadInput(
-                f"{ids_1S.shape[1]} tokens; the artefact takes 1 to {self._max_length}", where="executorch"
-            )
+            raise BadInput(f"{ids_1S.shape[1]} tokens; the artefact takes 1 to {self._max_length}", where="executorch")
         logits_1C = self._method.execute([torch.from_numpy(ids_1S), torch.from_numpy(mask_1S)])[0]
         return logits_1C.numpy().astype(np.float32, copy=True)  # the runtime reuses its output memory
 

@@ -32,7 +32,9 @@ def load_teacher(teacher: Teacher, auto_task: str) -> torch.nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
         raise BadInput(
-            f"the teacher's weights cannot be loaded ({first})", where=str(teacher.model)
+            f"the teacher's weights cannot be loaded ({first})",
+            where=str(teacher.model),
+            todo="Check that its config.json (id2label too) and its weights belong together.",
         ) from None
     return model.eval().requires_grad_(False)
 

@@ -41,7 +41,8 @@ def judge(
 
     ``verify`` and ``export`` are its step facts, ``sibling`` the export facts of the fp32 artefact of the same
     target (or None), ``latency`` its bench summaries and ``comparisons`` those with the sibling, one per device,
-    thread count and length (none where bench was off or the host has no runtime for it). Returns ``{"verdict": "pass" | "fail", "checks": [...], "reasons": [str]}``.
+    thread count and length (none where bench was off or the host has no runtime for it).
+    Returns ``{"verdict": "pass" | "fail", "checks": [...], "reasons": [str]}``.
     """
     checks = [
         *_numbers(gate, headline, verify),

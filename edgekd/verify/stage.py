@@ -117,9 +117,7 @@ def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, np.ndarray]:
     }
     sizes = {name: len(logits_NC) for name, logits_NC in found.items()}
     if len(set(sizes.values())) != 1 or max(rows) >= min(sizes.values()):
-        raise BadInput(
-            f"logits of the test rows do not pair up ({sizes})", where="verify", todo="Run with --force."
-        )
+        raise BadInput(f"logits of the test rows do not pair up ({sizes})", where="verify", todo="Run with --force.")
     return {name: logits_NC[list(rows)] for name, logits_NC in found.items()}
 
 

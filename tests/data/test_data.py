@@ -12,7 +12,11 @@ import pytest
 from edgekd import artifact, recipe
 from edgekd.data import load, split, stage
 
-ROWS = [{"text": "naïve, quoted \"words\"", "label": "007"}, {"text": "NA", "label": "null"}, {"text": "two\nlines", "label": "x"}]
+ROWS = [
+    {"text": 'naïve, quoted "words"', "label": "007"},
+    {"text": "NA", "label": "null"},
+    {"text": "two\nlines", "label": "x"},
+]
 
 
 def write(folder: Path, kind: str) -> str:

@@ -52,8 +52,8 @@ def same_bytes(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-# An epoch has 14 steps. Each case ends with a checkpoint of its very last state: by max_steps in the middle of an epoch,
-# by max_steps between two evaluations, and by an early stop on a checkpoint step.
+# An epoch has 14 steps. Each case ends with a checkpoint of its very last state: by max_steps in the middle of an
+# epoch, by max_steps between two evaluations, and by an early stop on a checkpoint step.
 CASES = {
     "in the middle of an epoch": ("distill.epochs=2.5",),
     "between evaluations": ("distill.epochs=2.5", "distill.evaluate_every=1.1"),

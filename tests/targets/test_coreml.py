@@ -75,6 +75,7 @@ def test_evaluation_is_the_float_run_of_the_program(made: Any, scheme: str) -> N
     assert (delta < 1e-5).mean() >= (1.0 if scheme == "fp32" else 0.75)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["roberta", "distilbert"])
 def test_other_encoders(make_program: Any, tmp_path: Path, family: str) -> None:
     program = make_program("w8a8", family)
@@ -162,13 +163,9 @@ def test_specification(made: Any) -> None:
     assert specification.specificationVersion == ct.target.iOS17
     inputs = {one.name: one.type.multiArrayType for one in specification.description.input}
     assert set(inputs) == {"input_ids", "attention_mask"}
-    assert all(
-        list(one.shape) == [1, _tiny.MAX_LENGTH] and one.dataType == one.INT32 for one in inputs.values()
-    )
+    assert all(list(one.shape) == [1, _tiny.MAX_LENGTH] and one.dataType == one.INT32 for one in inputs.values())
     (output,) = specification.description.output
-    assert (
-        output.name == "logits" and output.type.multiArrayType.dataType == output.type.multiArrayType.FLOAT32
-    )
+    assert output.name == "logits" and output.type.multiArrayType.dataType == output.type.multiArrayType.FLOAT32
 
 
 def test_longer_than_the_file_takes(made: Any) -> None:

@@ -84,9 +84,7 @@ def test_every_product_is_an_int8_layer_of_the_delegate(made: Any) -> None:
             "xnn_datatype_qcint32",
             "xnn_datatype_qint8",
         ]
-    assert not [
-        name for name in facts["portable_ops"] if "quantize" in name or "linear" in name or "mm" in name
-    ]
+    assert not [name for name in facts["portable_ops"] if "quantize" in name or "linear" in name or "mm" in name]
     assert facts["delegates"] > 0
 
 
@@ -213,16 +211,11 @@ def fully_connected(file: Path) -> Iterator[dict[str, Any]]:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     pte = deserialize_pte_binary(file.read_bytes())
-    named = {
-        key: bytes(pte.named_data.buffers[entry.buffer_index])
-        for key, entry in pte.named_data.pte_data.items()
-    }
+    named = {key: bytes(pte.named_data.buffers[entry.buffer_index]) for key, entry in pte.named_data.pte_data.items()}
     for delegate in pte.program.execution_plan[0].delegates:
         payload = bytes(pte.program.backend_delegate_data[delegate.processed.index].data)
         graph, flatbuffer = _graph(payload)
-        values = {
-            _tensor(value["xvalue_union"])["id_out"]: value["xvalue_union"] for value in graph["xvalues"]
-        }
+        values = {_tensor(value["xvalue_union"])["id_out"]: value["xvalue_union"] for value in graph["xvalues"]}
 
         def constant(index: int, graph: dict[str, Any] = graph) -> bytes:
             return named[graph["constant_data"][index]["named_key"]]

@@ -26,19 +26,13 @@ def fill(folder: Path, identity: str = WHO) -> dict[str, torch.Tensor]:
 def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     rows = fill(tmp_path)
     ids = [list(rows)[i] for i in (9, 0, 5, 3, 0)]
-    torch.testing.assert_close(
-        cache.Cache(tmp_path, WHO).read("logits", ids), torch.stack([rows[i] for i in ids])
-    )
+    torch.testing.assert_close(cache.Cache(tmp_path, WHO).read("logits", ids), torch.stack([rows[i] for i in ids]))
 
 
 def test_an_id_covers_text_tokenizer_teacher_and_length() -> None:
     base = {"task": "t", "teacher": "a", "tokenizer": "b", "max_length": 8}
     changed = [base | {name: "x"} for name in base]
-    ids = {
-        cache.sample_id(cache.identity(**parts), text)
-        for parts in (base, *changed)
-        for text in ("one", "two")
-    }
+    ids = {cache.sample_id(cache.identity(**parts), text) for parts in (base, *changed) for text in ("one", "two")}
     assert len(ids) == 10
 
 

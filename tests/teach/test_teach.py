@@ -31,9 +31,7 @@ def test_logits_are_the_teachers_own(tiny, data, tmp_path: Path) -> None:  # typ
     facts = teach(tiny, data, tmp_path / "a.partial")
     made = artifact.seal(tmp_path / "a", stage="teach", label="", key="k", facts=facts, parents={}, tools={})
     tokenizer = AutoTokenizer.from_pretrained(tiny.folder / "teacher")
-    model = AutoModelForSequenceClassification.from_pretrained(
-        tiny.folder / "teacher", dtype=torch.float32
-    ).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(tiny.folder / "teacher", dtype=torch.float32).eval()
     rows = stage.read_split(data.path, "test")
     found = cache.read_logits(made, "test")
     for row, logits in list(zip(rows, found, strict=True))[::9]:
@@ -41,7 +39,7 @@ def test_logits_are_the_teachers_own(tiny, data, tmp_path: Path) -> None:  # typ
         with torch.inference_mode():
             expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-    right = [int(l.argmax()) == row["label"] for row, l in zip(rows, found, strict=True)]
+    right = [int(one.argmax()) == row["label"] for row, one in zip(rows, found, strict=True)]
     assert facts["metrics"]["test"]["accuracy"] == pytest.approx(sum(right) / len(right))
 
 

@@ -36,7 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], artifact.
     test = _tiny.texts(ROWS, seed=5)
     programs = {scheme: _tiny.make_program(root / scheme, scheme, test=test) for scheme in ("fp32", "w8a8")}
     student_NC = torch.from_numpy(load_file(programs["fp32"].file("reference.safetensors"))["logits"])
-    labels_N = [(index + (row % 4 == 0)) % len(_tiny.LABELS) for row, index in enumerate(student_NC.argmax(-1).tolist())]
+    predicted_N = student_NC.argmax(-1).tolist()
+    labels_N = [(label + (row % 4 == 0)) % len(_tiny.LABELS) for row, label in enumerate(predicted_N)]  # 1 in 4 wrong
 
     def sealed(name: str, facts: artifact.Facts | None = None) -> artifact.Artifact:
         return artifact.seal(root / name, stage=name, label=name, key="k", facts=facts or {}, parents={}, tools={})
