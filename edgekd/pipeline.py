@@ -576,13 +576,12 @@ def _discordant(result: Result) -> tuple[int, int] | None:
     """Test rows that only the student, and only the baseline, answers rightly."""
     if not {"distill-student", "distill-baseline", "data"} <= set(result.steps):
         return None
-    import json
-
     from safetensors.numpy import load_file
 
+    from edgekd.data.stage import read_split
+
     task = registry.load("tasks", result.recipe.task)
-    lines = result.steps["data"].file("test.jsonl").read_text(encoding="utf-8").splitlines()
-    examples = [json.loads(line) for line in lines]
+    examples = read_split(result.steps["data"].path, "test")
     files = [
         result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")
     ]

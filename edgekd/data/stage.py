@@ -50,8 +50,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
 def read_split(data: Path, name: str) -> list[dict[str, Any]]:
     """Examples of a split, in row order; ``data`` is the data artefact's folder."""
-    text = (data / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    text = (data / f"{name}.jsonl").read_text(encoding="utf-8").removesuffix("\n")
+    return [json.loads(line) for line in text.split("\n")] if text else []  # texts may hold U+2028: no splitlines
 
 
 def _teacher(recipe: Recipe) -> tuple[Any, Any]:

@@ -124,3 +124,12 @@ def test_a_teacher_without_label_names_takes_the_recipes(tiny, tmp_path: Path) -
     path.write_text(json.dumps(config))
     facts = run(tiny, tmp_path / "a", f"teacher.model={tmp_path / 'teacher'}", "data.labels=[fruit, metal, river]")
     assert facts["labels"] == ["fruit", "metal", "river"]
+
+
+def test_line_separators_inside_a_text_do_not_break_a_row(tmp_path: Path) -> None:
+    rows = [{"text": "one\u2028two\u0085three", "label": 0}, {"text": "four", "label": 1}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "test.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "none.jsonl").write_text("")
+    assert stage.read_split(tmp_path, "test") == rows
+    assert stage.read_split(tmp_path, "none") == []
