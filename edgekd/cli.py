@@ -36,13 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeArg = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")
-]
+RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default runs/<name>.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")
-]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -79,9 +75,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(file=sys.stdout, highlight=False).print(table)
 
 
-def _until(
-    stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool
-) -> None:
+def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool) -> None:
     """Run the steps up to a stage and show the facts of that stage's steps."""
     from edgekd import pipeline, progress
 
@@ -93,17 +87,13 @@ def _until(
     if as_json:
         _json({"schema": "edgekd/steps/1", "run": str(folder), "steps": found, "failures": failures})
     else:
-        rows = [
-            [step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found
-        ]
+        rows = [[step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found]
         rows += [[step, "failed", line] for step, line in failures.items()]
         _table(f"{stage}: {folder}", ["step", "state", "where"], rows)
     raise typer.Exit(pipeline.exit_code(result))
 
 
-@app.command(
-    epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77"
-)
+@app.command(epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77")
 def ship(
     recipe: RecipeArg,
     run_dir: RunDir = None,
@@ -225,9 +215,7 @@ def report(recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json:
 @app.command(epilog="Example: edgekd init --task text-classification > recipe.yaml")
 def init(
     task: Annotated[str, typer.Option("--task", help="Task of the recipe.")] = "text-classification",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")] = None,
 ) -> None:
     """Write a commented starter recipe."""
     from edgekd import recipe as recipes

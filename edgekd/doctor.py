@@ -59,11 +59,7 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     facts = pipeline.run(recipe, folder, until="data").facts("data") or {}
     rows.append(_row("data", "ok", ", ".join(f"{name} {count}" for name, count in facts["rows"].items())))
     cut = {name: rate for name, rate in facts["truncation_rate"].items() if rate}
-    rows.append(
-        _row(
-            "cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"
-        )
-    )
+    rows.append(_row("cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"))
     rows += [_row("data", "note", warning) for warning in facts.get("warnings", [])]
     return rows
 

@@ -46,9 +46,7 @@ class Job:
 def function(name: str) -> Callable[[Any, artifact.Inputs, Path], artifact.Facts]:
     """Import the stage function named ``package.module:function``."""
     module, _, attribute = name.partition(":")
-    found: Callable[[Any, artifact.Inputs, Path], artifact.Facts] = getattr(
-        importlib.import_module(module), attribute
-    )
+    found: Callable[[Any, artifact.Inputs, Path], artifact.Facts] = getattr(importlib.import_module(module), attribute)
     return found
 
 

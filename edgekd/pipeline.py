@@ -42,9 +42,7 @@ class Stage:
 
 
 TRAINING = ("torch", "transformers", "numpy")
-DATA = Stage(
-    "edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers")
-)
+DATA = Stage("edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage("edgekd.teach.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "teach"), TRAINING)
 DISTILL = Stage(
     "edgekd.distill.stage:run",
@@ -59,9 +57,7 @@ QUANTIZE = Stage(
     ("task", "seed", "data.max_length", "distill.temperature", "quantize"),
     TRAINING,
 )
-EXPORT = Stage(
-    "edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True
-)
+EXPORT = Stage("edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
 VERIFY = Stage(
     "edgekd.verify.stage:run",
     1,
@@ -215,9 +211,7 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
             planned.append(Planned(step, "hit"))
         else:
             resumes = artifact.partial_of(path).is_dir()
-            planned.append(
-                Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet")
-            )
+            planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
     return planned
 
 
@@ -247,9 +241,7 @@ def run(
                     result.failures[step.id] = StepFailed(f"{lost} did not come out", where=step.id)
             isolated = bool(ready) and ready[0].row.isolated
             with ThreadPoolExecutor(recipe.export.jobs if isolated else 1) as pool:
-                futures = [
-                    pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready
-                ]
+                futures = [pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready]
                 try:
                     for step, future in zip(ready, futures, strict=True):
                         _collect(step, future.result, result, listen)
@@ -262,9 +254,7 @@ def run(
     return result
 
 
-def _collect(
-    step: Step, outcome: Callable[[], tuple[Artifact, bool]], result: Result, listen: Listener
-) -> None:
+def _collect(step: Step, outcome: Callable[[], tuple[Artifact, bool]], result: Result, listen: Listener) -> None:
     try:
         made, fresh = outcome()
     except (StepFailed, Environment) as error:
@@ -322,9 +312,7 @@ def _make(
 
 
 def _earlier(folder: Path, step: Step, path: Path) -> list[str]:
-    others = [
-        p for p in (folder / "steps").glob(f"{step.id}-*") if p != path and (p / artifact.MANIFEST).is_file()
-    ]
+    others = [p for p in (folder / "steps").glob(f"{step.id}-*") if p != path and (p / artifact.MANIFEST).is_file()]
     return [str(p) for p in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
@@ -337,9 +325,7 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         exports = {
-            step.removeprefix("export-"): made
-            for step, made in result.steps.items()
-            if step.startswith("export-")
+            step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")
         }
         parents = {"data": result.steps["data"], "student": result.steps["distill-student"], **exports}
         inputs = artifact.Inputs(
@@ -371,9 +357,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise BadInput(
-            "is a file, not a run folder", where=str(folder), todo="Choose another --run-dir."
-        ) from None
+        raise BadInput("is a file, not a run folder", where=str(folder), todo="Choose another --run-dir.") from None
     lock = FileLock(folder / "run.lock")
     try:
         lock.acquire(timeout=0)
@@ -410,9 +394,7 @@ def _key(recipe: Recipe, step: Step, done: Mapping[str, Artifact], digests: _Dig
 def _versions(step: Step) -> dict[str, str]:
     from edgekd import __version__
 
-    return {"edgekd": __version__} | {
-        name: version(name) for name in (*step.row.distributions, *step.distributions)
-    }
+    return {"edgekd": __version__} | {name: version(name) for name in (*step.row.distributions, *step.distributions)}
 
 
 def version(distribution: str) -> str:
@@ -449,11 +431,7 @@ class _Digests:
 def _publish(result: Result) -> None:
     """Make ``artifacts/`` show exactly the artefacts of this run's recipe."""
     shown = result.folder / "artifacts"
-    wanted = {
-        step.removeprefix("export-"): made
-        for step, made in result.steps.items()
-        if step.startswith("export-")
-    }
+    wanted = {step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")}
     if not wanted:
         return
     for old in shown.iterdir() if shown.is_dir() else ():
@@ -497,9 +475,7 @@ def collect(recipe: Recipe, folder: Path) -> Result:
                 continue
         result.failures[step.id] = StepFailed("not made yet", where=step.id, todo="`edgekd ship` makes it.")
     if "distill-student" not in result.steps:
-        raise BadInput(
-            "has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first."
-        )
+        raise BadInput("has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first.")
     if (folder / "bench" / artifact.MANIFEST).is_file():
         result.steps["bench"] = artifact.load(folder / "bench")
     return result
@@ -522,12 +498,8 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
         if lost or export is None or verify is None:
             found[name] = gate.failed(lost.line() if lost else "not made yet")
             continue
-        mine = [
-            row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)
-        ]
-        pairs = [
-            row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)
-        ]
+        mine = [row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)]
+        pairs = [row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)]
         found[name] = gate.judge(
             result.recipe.gate, headline, verify, export, result.facts(f"export-{target}-fp32"), mine, pairs
         )
@@ -552,9 +524,7 @@ def report(result: Result) -> dict[str, Any]:
             student=result.facts("distill-student") or {},
             baseline=result.facts("distill-baseline"),
             quantize={
-                scheme: facts
-                for scheme in _schemes(result.recipe)
-                if (facts := result.facts(f"quantize-{scheme}"))
+                scheme: facts for scheme in _schemes(result.recipe) if (facts := result.facts(f"quantize-{scheme}"))
             },
             artifacts=names,
             exports={name: facts for name, _, _ in names if (facts := result.facts(f"export-{name}"))},
@@ -582,9 +552,7 @@ def _discordant(result: Result) -> tuple[int, int] | None:
 
     task = registry.load("tasks", result.recipe.task)
     examples = read_split(result.steps["data"].path, "test")
-    files = [
-        result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")
-    ]
+    files = [result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")]
     student, baseline = (task.correct(load_file(file)["logits"], examples) for file in files)
     if student is None or baseline is None:
         return None
@@ -594,8 +562,7 @@ def _discordant(result: Result) -> tuple[int, int] | None:
 def exit_code(result: Result) -> int:
     """0 when every artefact passes, 1 when the gate failed one, 3 when all that failed lacks a package or a device."""
     if result.failures and all(
-        isinstance(error, Environment) or "did not come out" in error.what
-        for error in result.failures.values()
+        isinstance(error, Environment) or "did not come out" in error.what for error in result.failures.values()
     ):
         return EXIT_ENVIRONMENT
     if result.failures:

@@ -62,9 +62,7 @@ def prepare(folder: Path, overrides: list[str], listen: Callable[[Any], None]) -
             lambda done, total, unit: listen(pipeline.Event("progress", "quickstart", done, total, unit)),
         )
         counts = {name: len(part) for name, part in split.items()}
-        artifact.seal(
-            path, stage="quickstart", label="", key=key, facts={"rows": counts}, parents={}, tools={}
-        )
+        artifact.seal(path, stage="quickstart", label="", key=key, facts={"rows": counts}, parents={}, tools={})
         listen(pipeline.Event("made", "quickstart"))
     text = RECIPE.format(folder=path)
     artifact.write_atomic(folder / "quickstart.yaml", text)
@@ -124,9 +122,7 @@ def train_teacher(
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     words = BertWordPieceTokenizer(lowercase=True)
-    words.train_from_iterator(
-        [text for text, _ in rows], vocab_size=vocabulary, min_frequency=2, show_progress=False
-    )
+    words.train_from_iterator([text for text, _ in rows], vocab_size=vocabulary, min_frequency=2, show_progress=False)
     out.mkdir(parents=True, exist_ok=True)
     words.save(str(out / "tokenizer.json"))
     BertTokenizerFast(tokenizer_file=str(out / "tokenizer.json"), model_max_length=64).save_pretrained(out)
@@ -148,16 +144,10 @@ def train_teacher(
     size, done = 32, 0
     total = epochs * -(-len(samples) // size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1)
     for _ in range(epochs):
         order.shuffle(samples)
-        batches = [
-            bucket[i : i + size]
-            for bucket in _buckets(samples, 16 * size)
-            for i in range(0, len(bucket), size)
-        ]
+        batches = [bucket[i : i + size] for bucket in _buckets(samples, 16 * size) for i in range(0, len(bucket), size)]
         order.shuffle(batches)
         for batch in batches:
             length = max(len(ids) for ids, _ in batch)

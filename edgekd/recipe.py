@@ -31,42 +31,26 @@ class Teacher(Section):
 
     model: str | None = Field(None, description="Local folder or hub id of the fine-tuned teacher.")
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the teacher.")
-    tokenizer: str | None = Field(
-        None, description="Folder or hub id of its tokenizer, if not the teacher's own."
-    )
+    tokenizer: str | None = Field(None, description="Folder or hub id of its tokenizer, if not the teacher's own.")
     trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
 
 
 class Data(Section):
     """The labelled examples: local CSV, JSONL or Parquet files, or a hub data set."""
 
-    train: str | None = Field(
-        None, description="Training file (.csv, .jsonl, .parquet) or hub id ('name:split')."
-    )
+    train: str | None = Field(None, description="Training file (.csv, .jsonl, .parquet) or hub id ('name:split').")
     validation: str | None = Field(None, description="Validation file; made from train when absent.")
-    test: str | None = Field(
-        None, description="Test file; made from train when absent. Never used to choose."
-    )
-    unlabelled: str | None = Field(
-        None, description="Text file (one a line) or table; the teacher labels it."
-    )
+    test: str | None = Field(None, description="Test file; made from train when absent. Never used to choose.")
+    unlabelled: str | None = Field(None, description="Text file (one a line) or table; the teacher labels it.")
     max_unlabelled: int = Field(10_000, ge=0, description="At most this many rows of it, chosen by seed.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column names where they differ, e.g. {text: utterance, label: intent}.",
     )
-    labels: list[str] | None = Field(
-        None, description="Label names in the teacher's order; default: the teacher's."
-    )
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Share of train held out for validation."
-    )
-    test_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Share of train held out for test, if there is none."
-    )
-    max_length: int = Field(
-        64, ge=4, le=8192, description="Tokens per example; longer text is cut and reported."
-    )
+    labels: list[str] | None = Field(None, description="Label names in the teacher's order; default: the teacher's.")
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out for validation.")
+    test_fraction: float = Field(0.1, gt=0, lt=0.5, description="Share of train held out for test, if there is none.")
+    max_length: int = Field(64, ge=4, le=8192, description="Tokens per example; longer text is cut and reported.")
     limit: int | None = Field(None, ge=1, description="Use only the first rows of each split (for trials).")
 
 
@@ -74,26 +58,18 @@ class Teach(Section):
     """Running the teacher once over the data."""
 
     batch_size: int = Field(64, ge=1, description="Examples per forward pass of the teacher.")
-    shard_samples: int = Field(
-        2048, ge=1, description="Examples per file of the cache; a kill loses at most one."
-    )
+    shard_samples: int = Field(2048, ge=1, description="Examples per file of the cache; a kill loses at most one.")
 
 
 class Student(Section):
     """The shape of the small model; what is absent is taken from the teacher."""
 
-    model: str | None = Field(
-        None, description="Folder or hub id to start from instead of the teacher's layers."
-    )
+    model: str | None = Field(None, description="Folder or hub id to start from instead of the teacher's layers.")
     layers: int | None = Field(None, ge=1, description="Transformer layers; default: half of the teacher's.")
     hidden_size: int | None = Field(None, ge=1, description="Width; default: the teacher's.")
     heads: int | None = Field(None, ge=1, description="Attention heads; default: the teacher's.")
-    intermediate_size: int | None = Field(
-        None, ge=1, description="Feed-forward width; default: the teacher's."
-    )
-    take: Literal["uniform", "first", "last"] = Field(
-        "uniform", description="Which teacher layers to start from."
-    )
+    intermediate_size: int | None = Field(None, ge=1, description="Feed-forward width; default: the teacher's.")
+    take: Literal["uniform", "first", "last"] = Field("uniform", description="Which teacher layers to start from.")
 
 
 class Distill(Section):
@@ -109,9 +85,7 @@ class Distill(Section):
     temperature: float = Field(4.0, gt=0, description="Softens both distributions before the KL.")
     evaluate_every: float = Field(1.0, gt=0, description="Epochs between evaluations on validation.")
     patience: int = Field(4, ge=1, description="Stop after this many evaluations without improvement.")
-    checkpoint_every: int = Field(
-        200, ge=1, description="Steps between checkpoints; a kill loses at most these."
-    )
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; a kill loses at most these.")
     baseline: bool = Field(True, description="Also train the same student without the teacher, equal budget.")
 
 
@@ -119,21 +93,13 @@ class Quantize(Section):
     """From the student to quantized programs; the calibrated PTQ state is checkpoint 0 of QAT."""
 
     schemes: list[str] = Field(default_factory=lambda: ["w8a8"], description="Schemes beside fp32.")
-    calibration_samples: int = Field(
-        512, ge=1, description="Training examples that set the activation ranges."
-    )
+    calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
     percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by calibration; 1 is min-max.")
-    steps: int = Field(
-        250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only."
-    )
+    steps: int = Field(250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only.")
     batch_size: int = Field(16, ge=1, description="Examples per QAT step.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of the weights.")
-    scale_learning_rate: float = Field(
-        1e-3, ge=0, description="Peak learning rate of the learned log-scales."
-    )
-    hidden_weight: float = Field(
-        1.0, ge=0, description="Weight of the hidden-state loss beside the logit losses."
-    )
+    scale_learning_rate: float = Field(1e-3, ge=0, description="Peak learning rate of the learned log-scales.")
+    hidden_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state loss beside the logit losses.")
     teacher_weight: float = Field(0.1, ge=0, description="Weight of the KL to the teacher's soft labels.")
     evaluate_every: int = Field(50, ge=1, description="Steps between evaluations; the best checkpoint wins.")
 
@@ -144,9 +110,7 @@ class Export(Section):
     targets: list[str] = Field(
         default_factory=lambda: ["onnx", "litert", "coreml", "executorch"], description="Formats to write."
     )
-    max_length: int | None = Field(
-        None, ge=4, description="Fixed input length of static formats; default: data's."
-    )
+    max_length: int | None = Field(None, ge=4, description="Fixed input length of static formats; default: data's.")
     timeout_seconds: int = Field(900, ge=1, description="A converter that takes longer is stopped.")
     jobs: int = Field(2, ge=1, description="Converters (and verifiers) that run at the same time.")
 
@@ -155,39 +119,29 @@ class Verify(Section):
     """Each artefact on its own runtime, on the real metric."""
 
     samples: int | None = Field(None, ge=1, description="Test rows per artefact; default: all.")
-    slow_samples: int = Field(
-        300, ge=1, description="Test rows where the runtime is a slow reference (stated)."
-    )
+    slow_samples: int = Field(300, ge=1, description="Test rows where the runtime is a slow reference (stated).")
     timeout_seconds: int = Field(1800, ge=1, description="A verification that takes longer is stopped.")
 
 
 class Gate(Section):
     """What an artefact must meet; a failure makes `ship` exit with 1. `null` switches a check off."""
 
-    max_accuracy_drop: float | None = Field(
-        0.01, ge=0, description="Below the fp32 student on the same rows."
-    )
+    max_accuracy_drop: float | None = Field(0.01, ge=0, description="Below the fp32 student on the same rows.")
     min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same argmax as the Program.")
     min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same argmax as the teacher.")
     min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
-    not_slower: bool = Field(
-        True, description="A quantized artefact must not be measurably slower than fp32."
-    )
+    not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
     size_mb: float | None = Field(None, gt=0, description="Budget for the model file, 10^6 bytes.")
     p50_ms: float | None = Field(None, gt=0, description="Budget for the median latency.")
-    peak_mb: float | None = Field(
-        None, gt=0, description="Budget for peak memory above the idle process, 10^6 bytes."
-    )
+    peak_mb: float | None = Field(None, gt=0, description="Budget for peak memory above the idle process, 10^6 bytes.")
 
 
 class Bench(Section):
     """Latency and memory; never served from a cache."""
 
     enabled: bool = Field(True, description="Measure at all (`--no-bench` switches it off).")
-    devices: list[str] = Field(
-        default_factory=lambda: ["local"], description="Device profiles from devices/."
-    )
+    devices: list[str] = Field(default_factory=lambda: ["local"], description="Device profiles from devices/.")
     threads: list[int] = Field(default_factory=lambda: [1], description="Thread counts to measure.")
     warmup_runs: int = Field(5, ge=0, description="At least this many untimed runs...")
     warmup_seconds: float = Field(0.5, ge=0, description="...and at least this long.")
@@ -280,9 +234,7 @@ def parse(text: str, *, where: str = "recipe", overrides: Iterable[str] = ()) ->
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise BadInput(
-            "a recipe is a mapping of sections", where=where, todo="`edgekd init` writes a starter."
-        )
+        raise BadInput("a recipe is a mapping of sections", where=where, todo="`edgekd init` writes a starter.")
     for override in overrides:
         _override(value, override)
     try:
@@ -378,14 +330,10 @@ def _explain(error: pydantic.ValidationError, node: Any, where: str) -> BadInput
     if first["type"] == "extra_forbidden":
         known = sorted(_fields(path[:-1]))
         hint = closest(path[-1], known)
-        return BadInput(
-            f"unknown key '{dotted}'", where=where + line, todo=f"Known here: {', '.join(known)}.{hint}"
-        )
+        return BadInput(f"unknown key '{dotted}'", where=where + line, todo=f"Known here: {', '.join(known)}.{hint}")
     got = first.get("input")
     message = first["msg"][0].lower() + first["msg"][1:]
-    return BadInput(
-        f"{dotted}: {message} (got {got!r})", where=where + line, todo="`edgekd schema` lists the fields."
-    )
+    return BadInput(f"{dotted}: {message} (got {got!r})", where=where + line, todo="`edgekd schema` lists the fields.")
 
 
 def _fields(path: list[str]) -> set[str]:

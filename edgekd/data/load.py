@@ -66,9 +66,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise BadInput(
-            "no such file", where=str(path), todo="Check the path in the recipe's data section."
-        ) from None
+        raise BadInput("no such file", where=str(path), todo="Check the path in the recipe's data section.") from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", where=str(path)) from None
     except UnicodeDecodeError as error:

@@ -65,9 +65,7 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
     )
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise BadInput(
-            "has no config.json, so it is no model folder", where=name, todo="Give a transformers folder."
-        )
+        raise BadInput("has no config.json, so it is no model folder", where=name, todo="Give a transformers folder.")
     try:
         config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
@@ -87,9 +85,7 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
             todo="Put tokenizer.json beside the model, or set teacher.tokenizer.",
         )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise BadInput(
-            "its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first."
-        )
+        raise BadInput("its tokenizer has no tokenizer.json", where=name, todo="Convert it to a fast tokenizer first.")
     positions = getattr(config, "max_position_embeddings", None) or recipe.data.max_length
     if config.model_type in PADDING_OFFSET:
         positions -= config.pad_token_id + 1
@@ -122,9 +118,7 @@ def _labels(recipe: Recipe, config: Any, warnings: list[str]) -> list[str]:
         raise BadInput(f"has {len(names)} label", where=where, todo="A classifier needs at least two.")
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         if asked is None:
-            warnings.append(
-                "the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names"
-            )
+            warnings.append("the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names")
             return names
         if len(asked) != len(names):
             raise BadInput(f"data.labels names {len(asked)}, the teacher has {len(names)}", where="recipe")
@@ -161,18 +155,14 @@ def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list
     return examples
 
 
-def _splits(
-    recipe: Recipe, task: Any, labels: list[str], warnings: list[str]
-) -> dict[str, list[dict[str, Any]]]:
+def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -> dict[str, list[dict[str, Any]]]:
     data = recipe.data
     assert data.train is not None
     splits = {"train": _examples(recipe, task, data.train, labels)}
     seen = {example["label"] for example in splits["train"]}
     if len(seen) < 2:
         only = labels[seen.pop()]
-        raise BadInput(
-            f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes."
-        )
+        raise BadInput(f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes.")
     if len(seen) < len(labels):
         warnings.append(f"{len(labels) - len(seen)} of {len(labels)} labels do not occur in train")
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
@@ -187,9 +177,7 @@ def _splits(
         if empty:
             warnings.append(f"{empty} {name} rows have no text")
         if not splits[name]:
-            raise BadInput(
-                f"the {name} split has no rows", where="recipe", todo=f"Give data.{name}, or more data."
-            )
+            raise BadInput(f"the {name} split has no rows", where="recipe", todo=f"Give data.{name}, or more data.")
     return splits
 
 
@@ -220,8 +208,7 @@ def _lengths(task: Any, tokenizer: Any, splits: dict[str, Any], limit: int, warn
         if name == "test":
             tokens = sorted(min(n, limit) for n in full)
     shares = {
-        name: tokens[min(len(tokens) - 1, round(q * (len(tokens) - 1)))]
-        for name, q in (("p50", 0.5), ("p90", 0.9))
+        name: tokens[min(len(tokens) - 1, round(q * (len(tokens) - 1)))] for name, q in (("p50", 0.5), ("p90", 0.9))
     }
     return {"truncation_rate": cut, "lengths": {**shares, "max": tokens[-1]}}
 

@@ -31,9 +31,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     settings, tokenizer = recipe.distill, load_tokenizer(data.path)
     pad_token_id = data.facts["pad_token_id"]
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", "unlabelled")}
-    encoded = {
-        name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows
-    }
+    encoded = {name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     logits = {name: read_logits(teach, name) for name in encoded}
 
     names = ["train", *(["unlabelled"] if splits["unlabelled"] else [])]

@@ -120,9 +120,7 @@ class Distiller(Trainer):
         lengths = [len(one["input_ids"]) for one in rows.encoded]
         return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         labels, teacher_BC = inputs.pop("label"), inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
         loss = outputs.logits.new_zeros(())
@@ -187,16 +185,12 @@ def evaluations(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in history if any(key.startswith("eval_") for key in entry)]
 
 
-def best_of(
-    seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]]
-) -> dict[str, Any]:
+def best_of(seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]]) -> dict[str, Any]:
     """The first evaluation that no other beats."""
     return max(seen, key=lambda entry: (better(entry), -entry["step"]))
 
 
-def stalled(
-    seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]], patience: int
-) -> bool:
+def stalled(seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tuple[float, ...]], patience: int) -> bool:
     """Whether the last ``patience`` evaluations brought no improvement."""
     return bool(seen) and len(seen) - 1 - seen.index(best_of(seen, better)) >= patience
 

@@ -40,9 +40,7 @@ class Target(Protocol):
 
     suffix: str  # ".onnx"
     extra: str  # pip install 'edgekd[<extra>]'
-    distributions: tuple[
-        str, ...
-    ]  # PyPI names of exporter and runtime; their versions enter key and manifest
+    distributions: tuple[str, ...]  # PyPI names of exporter and runtime; their versions enter key and manifest
     accepts: frozenset[str]  # schemes it carries faithfully
     slow: bool  # the host evaluates it by a slow reference, so verify takes a stated subset of rows
     benchable: bool  # this host has a runtime worth timing

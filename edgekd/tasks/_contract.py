@@ -37,9 +37,7 @@ class Task(Protocol):
         """Loss against the labels in ``batch["label"]`` (-100 where unlabelled), a scalar torch tensor."""
         ...
 
-    def metrics(
-        self, logits_NC: Any, examples: Sequence[Example], teacher_NC: Any = None
-    ) -> dict[str, float]:
+    def metrics(self, logits_NC: Any, examples: Sequence[Example], teacher_NC: Any = None) -> dict[str, float]:
         """Metrics from numpy logits; with the teacher's logits also ``teacher_agreement``."""
         ...
 

@@ -88,10 +88,7 @@ def correct(logits_NC: Any, examples: Sequence[Example]) -> Any:
 def answer(logits_C: Any, labels: Sequence[str], top_k: int = 3) -> list[dict[str, Any]]:
     """``[{"label", "score"}, ...]``: the ``top_k`` labels by probability, best first."""
     shares_C = _softmax(np.asarray(logits_C, dtype=np.float64))
-    return [
-        {"label": labels[i], "score": float(shares_C[i])}
-        for i in np.argsort(-shares_C, kind="stable")[:top_k]
-    ]
+    return [{"label": labels[i], "score": float(shares_C[i])} for i in np.argsort(-shares_C, kind="stable")[:top_k]]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

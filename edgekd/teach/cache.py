@@ -100,9 +100,7 @@ class Cache:
             if out is None:
                 out = values.new_empty((len(ids), *values.shape[1:]))
             if values.shape[1:] != out.shape[1:]:
-                raise _broken(
-                    path, f"{name} has shape {tuple(values.shape[1:])}, expected {tuple(out.shape[1:])}"
-                )
+                raise _broken(path, f"{name} has shape {tuple(values.shape[1:])}, expected {tuple(out.shape[1:])}")
             positions, sources = zip(*pairs, strict=True)
             out[list(positions)] = values[list(sources)]
         return out if out is not None else torch.empty(0)
@@ -115,6 +113,4 @@ def read_logits(teach: Artifact, split: str) -> torch.Tensor:
 
 
 def _broken(path: Path, what: str) -> BadInput:
-    return BadInput(
-        f"the teacher's cache cannot be used: {what}", where=str(path), todo="Delete that step's folder."
-    )
+    return BadInput(f"the teacher's cache cannot be used: {what}", where=str(path), todo="Delete that step's folder.")

@@ -32,9 +32,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         tokenizer=data.files["tokenizer/tokenizer.json"]["sha256"],
         max_length=recipe.data.max_length,
     )
-    ids = {
-        name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()
-    }
+    ids = {name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()}
     samples = {one: e for name, rows in splits.items() for one, e in zip(ids[name], rows, strict=True)}
     names = list(samples)
     encoded = task.encode(tokenizer, list(samples.values()), recipe.data.max_length)
@@ -101,14 +99,10 @@ def _fill(
                     reused += len(batch)
                     continue
                 with torch.inference_mode():
-                    logits.append(
-                        model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float()
-                    )
+                    logits.append(model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float())
                 made += len(batch)
                 inputs.progress(done - len(rows) + made % max(len(rows), 1), len(names), "samples")
-            cache.write_shard(
-                folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)}
-            )
+            cache.write_shard(folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)})
         inputs.progress(done, len(names), "samples")
     return made, reused
 
@@ -131,9 +125,7 @@ def _revision(recipe: Recipe, model: torch.nn.Module) -> str:
     return f"{recipe.teacher.model}@{commit}"
 
 
-def _warnings(
-    task: object, metrics: dict[str, dict[str, float]], splits: dict[str, list[dict[str, int]]]
-) -> list[str]:
+def _warnings(task: object, metrics: dict[str, dict[str, float]], splits: dict[str, list[dict[str, int]]]) -> list[str]:
     labels = [example["label"] for example in splits["test"]]
     majority = max(labels.count(label) for label in set(labels)) / len(labels)
     accuracy = metrics["test"].get("accuracy")

@@ -108,9 +108,7 @@ def _size(gate: Gate, export: Facts, sibling: Facts | None) -> list[Check]:
     if gate.not_larger and export["scheme"] != "fp32":
         limit = sibling["size_bytes"] if sibling else None
         passed = None if limit is None else export["size_bytes"] < limit
-        checks.append(
-            Check("size in bytes", export["size_bytes"], limit, passed, "must be below its float sibling")
-        )
+        checks.append(Check("size in bytes", export["size_bytes"], limit, passed, "must be below its float sibling"))
     return checks + _at_most("size in MB", export["size_bytes"] / 1e6, gate.size_mb)
 
 
@@ -122,19 +120,14 @@ def _speed(gate: Gate, export: Facts, latency: Sequence[Facts], comparisons: Seq
         for row in comparisons:
             passed = None if row["verdict"] == "cannot tell" else row["verdict"] != "slower"
             checks.append(
-                Check(
-                    f"latency {_where(row)}", row["verdict"], "not slower", passed, "compared with its float sibling"
-                )
+                Check(f"latency {_where(row)}", row["verdict"], "not slower", passed, "compared with its float sibling")
             )
     for row in latency:
         if "backend_differs" in row.get("flags", ()):
             checks.append(
                 Check(f"runtime {_where(row)}", "backend differs", "as asked", False, "it fell back silently")
             )
-    worst = {
-        name: max((row[name] for row in latency if row.get(name) is not None), default=None)
-        for name in BUDGETS
-    }
+    worst = {name: max((row[name] for row in latency if row.get(name) is not None), default=None) for name in BUDGETS}
     return [
         *checks,
         *_at_most("p50 in ms", worst["p50_ms"], gate.p50_ms),

@@ -85,8 +85,7 @@ def test_the_seed_decides_what_is_fresh() -> None:
     teacher = BertForSequenceClassification(BertConfig(**SIZES))
     shape = Student(layers=2, hidden_size=8)
     one, two, other = (
-        student.make(shape, teacher, AutoModelForSequenceClassification, seed=s).state_dict()
-        for s in (1, 1, 2)
+        student.make(shape, teacher, AutoModelForSequenceClassification, seed=s).state_dict() for s in (1, 1, 2)
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)

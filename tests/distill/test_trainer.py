@@ -28,16 +28,12 @@ def rows(taught) -> trainer.Rows:  # type: ignore[no-untyped-def]
     data = taught.steps["data"]
     examples = stage.read_split(data.path, "train")
     encoded = task.encode(stage.load_tokenizer(data.path), examples, 16)
-    return trainer.Rows(
-        encoded, [e["label"] for e in examples], read_logits(taught.steps["teach"], "train"), 0
-    )
+    return trainer.Rows(encoded, [e["label"] for e in examples], read_logits(taught.steps["teach"], "train"), 0)
 
 
 @pytest.fixture
 def teacher(tiny):  # type: ignore[no-untyped-def]
-    return AutoModelForSequenceClassification.from_pretrained(
-        tiny.folder / "teacher", dtype=torch.float32
-    ).eval()
+    return AutoModelForSequenceClassification.from_pretrained(tiny.folder / "teacher", dtype=torch.float32).eval()
 
 
 def loss(
@@ -105,8 +101,7 @@ def test_batches_hold_every_row_once_and_follow_from_seed_and_epoch() -> None:
     sampler.set_epoch(1)
     assert list(sampler) != first
     spread = [
-        max(lengths[i] for i in first[k : k + 8]) - min(lengths[i] for i in first[k : k + 8])
-        for k in range(0, 96, 8)
+        max(lengths[i] for i in first[k : k + 8]) - min(lengths[i] for i in first[k : k + 8]) for k in range(0, 96, 8)
     ]
     assert sum(spread) / len(spread) < 3  # unsorted batches of 8 spread over about 10
 
@@ -149,9 +144,7 @@ def test_the_baseline_never_sees_the_teacher_and_has_the_same_budget(tiny, taugh
 
 def test_the_best_checkpoint_is_chosen_by_validation(tiny, taught, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     # A learning rate that wrecks the model after the first epochs: what is kept must be the best that was seen.
-    facts = run(
-        tiny, taught, tmp_path / "a", "student", "distill.learning_rate=0.2", "distill.evaluate_every=0.5"
-    )
+    facts = run(tiny, taught, tmp_path / "a", "student", "distill.learning_rate=0.2", "distill.evaluate_every=0.5")
     seen = trainer.evaluations(facts["history"])
     best = max(entry["eval_accuracy"] for entry in seen)
     assert facts["metrics"]["validation"]["accuracy"] == best

@@ -14,12 +14,8 @@ from edgekd.losses.logits import forward_kl
 def test_forward_kl_is_teacher_to_student_times_t_squared(temperature: float) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    right = kl_divergence(
-        Categorical(logits=teacher / temperature), Categorical(logits=student / temperature)
-    )
-    wrong = kl_divergence(
-        Categorical(logits=student / temperature), Categorical(logits=teacher / temperature)
-    )
+    right = kl_divergence(Categorical(logits=teacher / temperature), Categorical(logits=student / temperature))
+    wrong = kl_divergence(Categorical(logits=student / temperature), Categorical(logits=teacher / temperature))
     found = forward_kl(student, teacher, temperature)
     assert found.item() == pytest.approx(right.mean().item() * temperature**2, rel=1e-5)
     assert found.item() != pytest.approx(wrong.mean().item() * temperature**2, rel=1e-2)
@@ -46,9 +42,7 @@ def test_student_equal_to_teacher_loses_nothing_and_the_teacher_gets_no_gradient
 def test_half_precision_inputs_are_computed_in_float() -> None:
     student, teacher = torch.randn(4, 50) * 10, torch.randn(4, 50) * 10
     exact = forward_kl(student.bfloat16().float(), teacher.bfloat16().float(), 1.0)
-    assert forward_kl(student.bfloat16(), teacher.bfloat16(), 1.0).item() == pytest.approx(
-        exact.item(), rel=1e-6
-    )
+    assert forward_kl(student.bfloat16(), teacher.bfloat16(), 1.0).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_padding_changes_neither_hidden_loss_nor_gradient() -> None:
@@ -58,9 +52,7 @@ def test_padding_changes_neither_hidden_loss_nor_gradient() -> None:
     loss = hidden_mse(mine, theirs, mask)
     loss.backward()
     padded = torch.cat([mine.detach(), torch.full((2, 2, 4), 1e3)], 1).requires_grad_()
-    other = hidden_mse(
-        padded, torch.cat([theirs, torch.zeros(2, 2, 4)], 1), torch.nn.functional.pad(mask, (0, 2))
-    )
+    other = hidden_mse(padded, torch.cat([theirs, torch.zeros(2, 2, 4)], 1), torch.nn.functional.pad(mask, (0, 2)))
     other.backward()
     assert other.item() == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(padded.grad[:, :3], mine.grad)

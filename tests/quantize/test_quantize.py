@@ -101,6 +101,7 @@ def test_activations_are_quantized_as_pytorch_does_it_ties_included() -> None:
 def test_the_bias_lies_on_the_grid_of_the_accumulator_and_fits_int32() -> None:
     torch.manual_seed(0)
     weight, bias, in_scale = torch.randn(6, 20), torch.randn(6), float(np.float32(0.013))
+    bias[4:] = 50.0
     weight[4], weight[5] = 0.0, 1e-9 * torch.randn(20)  # beside such rows a bias does not fit the scale max |w| / 127
     weight_q, scale, rounded = reference.linear_numbers(weight, bias, in_scale)
     integers = rounded.double().numpy() / (np.float64(in_scale) * scale.double().numpy())
@@ -134,6 +135,19 @@ def test_training_and_shipped_numbers_are_the_same(pair) -> None:  # type: ignor
     with torch.no_grad():
         assert torch.equal(prepared(**batch).logits, converted(**batch).logits)
     assert not any(isinstance(module, nn.Linear) for module in converted.modules())
+
+
+def test_a_coarse_bias_grid_is_trained_with_and_shipped() -> None:
+    torch.manual_seed(0)
+    layer = reference.prepare(nn.Sequential(nn.Linear(5, 4)))
+    layer[0].input_quantizer.set_range(-8000, 8000)  # one step of the bias is then about 0.2
+    layer[0].output_quantizer.set_range(-1, 1)
+    x = torch.zeros(1, 5)
+    with torch.no_grad():
+        trained, plain = layer(x), layer[0].output_quantizer(layer[0].bias[None])
+        shipped = reference.convert(layer)(x)
+    assert torch.equal(trained, shipped)
+    assert not torch.equal(trained, plain)
 
 
 def test_calibration_finds_the_exact_percentile_of_every_token() -> None:

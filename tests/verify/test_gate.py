@@ -86,10 +86,7 @@ def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
 
 def test_the_worst_of_several_measurements_counts() -> None:
     assert judge(comparisons=compared("faster") + compared("slower"))["verdict"] == "fail"
-    assert (
-        judge(Gate(p50_ms=6.0), latency=[LATENCY, LATENCY | {"tokens": 60, "p50_ms": 7.0}])["verdict"]
-        == "fail"
-    )
+    assert judge(Gate(p50_ms=6.0), latency=[LATENCY, LATENCY | {"tokens": 60, "p50_ms": 7.0}])["verdict"] == "fail"
 
 
 def test_the_float_artifact_is_not_compared_with_itself() -> None:
