@@ -196,6 +196,7 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "samples": {"verified": verify["samples"], "of": verify["of"]} if verify else None,
         "metrics": with_interval(verify["metrics"], verify["samples"]) if verify else None,
         "student_metrics": dict(verify["student_metrics"]) if verify else None,
+        "teacher_metrics": dict(verify["teacher_metrics"]) if verify else None,
         "parity": dict(verify["parity"]) if verify else None,
         "agreement": dict(verify["agreement"]) if verify else None,
         "golden": dict(verify["golden"]) if verify else None,

@@ -196,24 +196,37 @@ def _plots(document: Document) -> dict[str, str]:
 
 def _table(document: Document) -> tuple[list[str], list[list[str]]]:
     name = document["headline"]
-    columns = ["artefact", "verdict", name, "to student", "MB", "median ms", "time to float", "peak MB"]
+    columns = ["", "verdict", name, "to teacher", "agrees", "MB", "p50 ms", "p90 ms", "to float", "peak MB"]
+    goal = document["teacher"]["metrics"][name]
+    models = [{**document[kind], "name": kind} for kind in ("teacher", "student", "baseline") if document[kind]]
     rows = []
-    for entry in document["artifacts"]:
-        row = entry["latency"] or {}
-        relation = row.get("relation_to_float")
+    for entry in [*models, *document["artifacts"]]:
+        metrics, timed = entry["metrics"] or {}, entry.get("latency") or {}
+        relation = timed.get("relation_to_float")
+        subset = entry.get("samples") and entry["samples"]["verified"] != entry["samples"]["of"]
+        goal_here = entry["teacher_metrics"][name] if subset else goal  # a subset is compared on its own rows
         rows.append(
             [
                 entry["name"],
-                WORDS[entry["verdict"]],
-                percent(entry["metrics"][name]) if entry["metrics"] else DASH,
-                points(drop(document, entry)),
+                WORDS[entry["verdict"]] if "verdict" in entry else "",
+                _with_margin(metrics, name),
+                points(metrics[name] - goal_here) if name in metrics and entry["name"] != "teacher" else "",
+                percent(metrics.get("teacher_agreement")) if "teacher_agreement" in metrics else "",
                 megabytes(entry["size_bytes"]),
-                number(row.get("p50_ms")).replace("-", DASH),
-                f"{relation['verdict']}, {relation['ratio']:.2f} x" if relation else DASH,
-                number(row.get("peak_mb")).replace("-", DASH),
+                number(timed.get("p50_ms")).replace("-", DASH),
+                number(timed.get("p90_ms")).replace("-", DASH),
+                f"{relation['verdict']} {relation['ratio']:.2f}x" if relation else "",
+                number(timed.get("peak_mb")).replace("-", DASH),
             ]
         )
     return columns, rows
+
+
+def _with_margin(metrics: Mapping[str, Any], name: str) -> str:
+    if name not in metrics:
+        return DASH
+    bounds = metrics.get(f"{name}_ci")
+    return percent(metrics[name]) + (f" ±{(bounds[1] - bounds[0]) * 50:.1f}" if bounds else "")
 
 
 def console(document: Document) -> tuple[list[str], list[list[str]]]:
@@ -244,6 +257,9 @@ def markdown(document: Document) -> str:
         ),
         "",
     ]
+    for entry in document["artifacts"]:
+        lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
+    lines += [""] if lines[-1] else []
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
