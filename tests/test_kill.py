@@ -68,3 +68,18 @@ def test_a_kill_in_each_stage_changes_nothing(tiny, whole: dict[str, str], tmp_p
     done = subprocess.run(command(tiny, run), capture_output=True, text=True, **OPTIONS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(run) == whole
+
+
+def test_an_interrupt_ends_with_130_and_says_so(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    child = subprocess.Popen(
+        command(tiny, tmp_path / "run"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **OPTIONS
+    )
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("distill-student: start"):
+            time.sleep(0.5)
+            child.send_signal(signal.SIGINT)
+            break
+    _, rest = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "the same command goes on" in rest and "Traceback" not in rest
