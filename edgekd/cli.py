@@ -342,7 +342,6 @@ def main() -> None:
     except errors.EdgekdError as error:
         code = _fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; the same command goes on from here\n")
         code = errors.EXIT_INTERRUPTED
     except OSError as error:
         if os.environ.get("EDGEKD_DEBUG"):
@@ -360,6 +359,8 @@ def main() -> None:
             sys.exit(_fail(errors.BadInput(usage(), todo="`edgekd --help` shows how."), as_json))
         what = f"a defect in edgekd: {type(error).__name__}: {error}"
         code = _fail(errors.StepFailed(what, todo="EDGEKD_DEBUG=1 shows where; please report it."), as_json)
+    if code == errors.EXIT_INTERRUPTED:  # typer turns an interrupt into this code, without a word
+        sys.stderr.write("interrupted; the same command goes on from here\n")
     sys.exit(code)
 
 

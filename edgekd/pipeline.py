@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,13 @@ def run(
                 if step not in ready:
                     lost = next(parent for parent in step.parents.values() if parent not in result.steps)
                     result.failures[step.id] = StepFailed(f"{lost} did not come out", where=step.id)
-            isolated = bool(ready) and ready[0].row.isolated
-            with ThreadPoolExecutor(recipe.export.jobs if isolated else 1) as pool:
-                futures = [pool.submit(_make, recipe, folder, step, result, digests, listen) for step in ready]
+            made = [partial(_make, recipe, folder, step, result, digests, listen) for step in ready]
+            if not (ready and ready[0].row.isolated):  # in this thread, so that an interrupt reaches the training
+                for step, outcome in zip(ready, made, strict=True):
+                    _collect(step, outcome, result, listen)
+                continue
+            with ThreadPoolExecutor(recipe.export.jobs) as pool:
+                futures = [pool.submit(outcome) for outcome in made]
                 try:
                     for step, future in zip(ready, futures, strict=True):
                         _collect(step, future.result, result, listen)

@@ -83,3 +83,4 @@ def test_an_interrupt_ends_with_130_and_says_so(tiny, tmp_path: Path) -> None:  
     _, rest = child.communicate(timeout=120)
     assert child.returncode == 130
     assert "the same command goes on" in rest and "Traceback" not in rest
+    assert "made" not in rest  # it stopped at once, not at the end of the step
