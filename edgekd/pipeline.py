@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Planned:
-    """What would happen to a step: ``hit``, ``run``, or ``unknown`` (it depends on what its parents turn out to be)."""
+    """What would happen to a step: ``hit`` or ``run``, and why."""
 
     step: Step
     status: str
@@ -221,7 +221,6 @@ def run(
     folder: Path,
     *,
     until: str = "verify",
-    force: bool = False,
     listen: Listener = lambda event: None,
 ) -> Result:
     """Make every cached step up to stage ``until`` that is not made yet; converters that fail do not stop the others.

@@ -15,6 +15,7 @@ import torch
 from edgekd import registry
 from edgekd.artifact import Facts, Inputs, sha256_tree, write_json
 from edgekd.data.stage import SPLITS, read_split
+from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 from edgekd.teach import cache, transformers
 
@@ -88,10 +89,10 @@ def _fill(
     for number, start in enumerate(range(0, len(batches), per_shard)):
         piece = batches[start : start + per_shard]
         rows = [i for batch in piece for i in batch]
-        done += len(rows)
         if not (folder / f"shard-{number:05d}.safetensors").is_file():
             logits = []
-            for batch in piece:
+            for at, batch in enumerate(piece):
+                inputs.progress(done + at * size, len(names), "samples")
                 ids = [names[i] for i in batch]
                 store = next((store for store in known if all(one in store for one in ids)), None)
                 if store is not None:
@@ -101,15 +102,13 @@ def _fill(
                 with torch.inference_mode():
                     logits.append(model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float())
                 made += len(batch)
-                inputs.progress(done - len(rows) + made % max(len(rows), 1), len(names), "samples")
             cache.write_shard(folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)})
+        done += len(rows)
         inputs.progress(done, len(names), "samples")
     return made, reused
 
 
 def _open(folder: Path, identity: str) -> cache.Cache | None:
-    from edgekd.errors import BadInput
-
     try:
         return cache.Cache(folder, identity)
     except BadInput:
