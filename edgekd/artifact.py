@@ -25,10 +25,15 @@ SCRATCH = "scratch"  # a folder of this name inside a partial directory is worki
 
 Facts = dict[str, Any]
 Progress = Callable[[int, int, str], None]  # done, total, unit (e.g. "samples")
+Evaluated = Callable[[int, int, Mapping[str, float]], None]  # step, steps, metrics on the validation split
 
 
 def no_progress(done: int, total: int, unit: str) -> None:
     """The Progress that shows nothing."""
+
+
+def not_told(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    """The Evaluated that nobody listens to."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Inputs:
     variant: Mapping[str, str] = field(default_factory=dict)
     earlier: Sequence[Artifact] = ()  # finished steps of the same stage under other keys, newest first
     progress: Progress = no_progress
+    evaluated: Evaluated = not_told
 
     def __getitem__(self, name: str) -> Artifact:
         return self.parents[name]

@@ -139,12 +139,34 @@ def teach(
     _until("teach", recipe, run_dir, sets, as_json, quiet)
 
 
-@app.command(epilog="Example: edgekd distill recipe.yaml --set distill.student.layers=3")
+@app.command(epilog="Example: edgekd distill recipe.yaml --set distill.student.layers=3 --dry-run")
 def distill(
-    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+    recipe: RecipeArg,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large the student would be.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train the student, and the baseline without a teacher."""
-    _until("distill", recipe, run_dir, sets, as_json, quiet)
+    """Train the student, and the baseline without a teacher. Runs under `accelerate launch` too."""
+    if not dry_run:
+        return _until("distill", recipe, run_dir, sets, as_json, quiet)
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        data = pipeline.run(loaded, folder, until="data", listen=listen).steps["data"]
+    from edgekd.distill import stage
+    from edgekd.quantize.scheme import SCHEMES
+
+    found = stage.preview(loaded, data, list(SCHEMES.values()))
+    if as_json:
+        return _json({"schema": "edgekd/student/1", **found})
+    rows = [["parameters", f"{found['parameters']:,}"], ["of them word table", f"{found['embedding_parameters']:,}"]]
+    rows += [[f"file, {scheme} (estimate)", f"{size / 1e6:.2f} MB"] for scheme, size in found["size_bytes"].items()]
+    rows.append([f"FLOPs for {found['tokens']} tokens", f"{found['flops'] / 1e6:,.1f} M"])
+    rows += [[name, str(value)] for name, value in found["shape"].items()]
+    _table("student", ["what", "value"], rows)
 
 
 @app.command(epilog="Example: edgekd quantize recipe.yaml --set quantize.steps=0")
@@ -243,6 +265,38 @@ def schema() -> None:
     _json(recipes.json_schema())
 
 
+@app.command(epilog="Example: edgekd tune recipe.yaml --set tune.trials=8 --set tune.max_steps=500 --jobs 2")
+def tune(
+    recipe: RecipeArg,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Students trained at the same time.")] = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for a better student on the cached teacher: accuracy against size or latency. Goes on where it was."""
+    from edgekd import progress
+    from edgekd import tune as search
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        document = search.run(loaded, folder, jobs=jobs, listen=listen)
+    if as_json:
+        return _json(document)
+    rows = [
+        [
+            f"#{one['number']}",
+            f"{one['metric']:.4f}",
+            f"{one['cost']:,.6g}",
+            "front" if one["front"] else "",
+            str(one["values"]),
+        ]
+        for one in document["trials"]
+    ]
+    _table(f"tune: {folder}", ["trial", document["metric"], document["cost"], "", "values"], rows)
+    _print(f"best: {folder / 'tune' / 'best.yaml'} (trial #{document['best']}), plot: {folder / 'tune' / 'front.svg'}")
+
+
 @app.command(epilog="Example: edgekd doctor examples/banking77.yaml")
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe to check too: names, data, plan.")] = None,
@@ -265,7 +319,7 @@ def doctor(
 
 @app.command(epilog="Example: edgekd targets --json")
 def targets(as_json: Json = False) -> None:
-    """List tasks, schemes and targets, and whether each target's packages are installed."""
+    """List tasks, losses, schemes and targets, and whether each target's packages are installed."""
     from edgekd import doctor as checks
 
     found = checks.inventory()

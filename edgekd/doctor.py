@@ -1,4 +1,4 @@
-"""What this machine can do, and whether a recipe would start: checks before anything long is run."""
+"""What this machine can do, and whether a recipe would start and pay: checks before anything long is run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from edgekd.recipe import Recipe
 
 def inventory() -> dict[str, Any]:
     """Tasks, schemes and targets by name; for each target the packages it needs and their versions."""
+    from edgekd import losses
+
     targets = []
     for name in registry.names("targets"):
         module = registry.load("targets", name)
@@ -30,7 +32,12 @@ def inventory() -> dict[str, Any]:
                 "hint": f"pip install 'edgekd[{module.extra}]'" if missing else "",
             }
         )
-    return {"tasks": registry.names("tasks"), "schemes": sorted(scheme.SCHEMES), "targets": targets}
+    return {
+        "tasks": registry.names("tasks"),
+        "losses": sorted(losses.known()),
+        "schemes": sorted(scheme.SCHEMES),
+        "targets": targets,
+    }
 
 
 def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
@@ -56,11 +63,19 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     planned = pipeline.plan(recipe, folder)
     runs = [p.step.id for p in planned if p.status == "run"]
     rows.append(_row("plan", "ok", f"{len(planned) - len(runs)} steps made, {len(runs)} to run"))
-    facts = pipeline.run(recipe, folder, until="data").facts("data") or {}
+    data = pipeline.run(recipe, folder, until="data").steps["data"]
+    facts = data.facts
     rows.append(_row("data", "ok", ", ".join(f"{name} {count}" for name, count in facts["rows"].items())))
     cut = {name: rate for name, rate in facts["truncation_rate"].items() if rate}
     rows.append(_row("cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"))
     rows += [_row("data", "note", warning) for warning in facts.get("warnings", [])]
+    from edgekd.distill import examine as distillation
+
+    made = pipeline.finished(recipe, folder).steps
+    teach, baseline = made.get("teach"), made.get("distill-baseline")
+    rows += [
+        _row(*finding) for finding in distillation.examine(recipe, data, teach, baseline, list(scheme.SCHEMES.values()))
+    ]
     return rows
 
 

@@ -51,7 +51,11 @@ def function(name: str) -> Callable[[Any, artifact.Inputs, Path], artifact.Facts
 
 
 def call(
-    job: Job, *, progress: artifact.Progress = artifact.no_progress, earlier: list[str] | None = None
+    job: Job,
+    *,
+    progress: artifact.Progress = artifact.no_progress,
+    evaluated: artifact.Evaluated = artifact.not_told,
+    earlier: list[str] | None = None,
 ) -> artifact.Facts:
     """Run the job's stage function in this process and return its facts."""
     inputs = artifact.Inputs(
@@ -59,6 +63,7 @@ def call(
         variant=job.variant,
         earlier=[artifact.load(Path(path)) for path in earlier or []],
         progress=progress,
+        evaluated=evaluated,
     )
     view: Any = recipes.View(recipes.parse(job.recipe), job.reads)
     return function(job.run)(view, inputs, Path(job.out))

@@ -27,7 +27,7 @@ FLAGS = {
     "unstable": "stability score below 60 of 100",
     "governor": "the frequency governor saves power",
     "memory_not_reset": "the kernel did not reset the peak, so it may include what came before the load",
-    "golden_differs": "golden inputs gave another answer (argmax) than the Program",
+    "golden_differs": "golden inputs gave another answer than the Program",
 }
 
 
@@ -35,7 +35,7 @@ FLAGS = {
 class Measurement:
     """One artefact on one device, runtime, thread count and input length.
 
-    ``artifact`` is the digest of an artefact, or a model's name. ``tokens`` is the length of the text;
+    ``artifact`` is the digest of an artefact, or a model's name. ``tokens`` is the length of the text, 1 for an image;
     ``observed["tokens"]`` what the runtime was fed (a fixed-length artefact is padded). ``latency_ns``
     holds one list of raw samples per block, in the order in which they were taken. ``load_ns`` and
     ``first_inference_ns`` hold one value per fresh process (files may be in the page cache). ``error`` is
@@ -57,7 +57,7 @@ class Measurement:
     latency_ns: tuple[tuple[int, ...], ...] = ()
     blocks: tuple[Mapping[str, Any], ...] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
     memory: Mapping[str, Any] = field(default_factory=dict)  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}
-    golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "argmax_agreement"}
+    golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "agreement"}
     environment: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     error: str | None = None

@@ -13,14 +13,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, isolate, registry
+from edgekd import artifact, isolate, processes, registry
 from edgekd import recipe as recipes
 from edgekd.artifact import Artifact, Facts
 from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed
@@ -40,32 +40,39 @@ class Stage:
     reads: tuple[str, ...]
     distributions: tuple[str, ...] = ()
     isolated: bool = False
+    shared: bool = False  # all processes of `accelerate launch` work on it
 
 
 TRAINING = ("torch", "transformers", "numpy")
-DATA = Stage("edgekd.data.stage:run", 1, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
-TEACH = Stage("edgekd.teach.stage:run", 1, ("task", "seed", "data.max_length", "teacher", "teach"), TRAINING)
-DISTILL = Stage(
-    "edgekd.distill.stage:run",
-    1,
-    ("task", "seed", "data.max_length", "teacher", "distill"),
+DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
+TEACH = Stage(
+    "edgekd.teach.stage:run",
+    2,
+    ("task", "seed", "data.max_length", "teacher", "teach", "needs"),
     (*TRAINING, "accelerate"),
 )
-FLOAT = Stage("edgekd.quantize.stage:run", 1, ("task", "seed", "data.max_length"), TRAINING)
+DISTILL = Stage(
+    "edgekd.distill.stage:run",
+    2,
+    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill"),
+    (*TRAINING, "accelerate"),
+    shared=True,
+)
+FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    1,
-    ("task", "seed", "data.max_length", "distill.temperature", "quantize"),
+    2,
+    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill.temperature", "quantize"),
     TRAINING,
 )
-EXPORT = Stage("edgekd.targets.stage:run", 1, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
+EXPORT = Stage("edgekd.targets.stage:run", 2, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
 VERIFY = Stage(
     "edgekd.verify.stage:run",
-    1,
+    2,
     ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
     isolated=True,
 )
-BENCH = Stage("edgekd.bench.stage:run", 1, ("bench", "task", "data.max_length", "teacher"))
+BENCH = Stage("edgekd.bench.stage:run", 2, ("bench", "task", "data.max_length", "teacher"))
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show. ``kind``: start, progress, hit, made, failed."""
+    """Something to show. ``kind``: start, progress, evaluated, hit, made, failed."""
 
     kind: str
     step: str
@@ -107,6 +114,7 @@ class Event:
     total: int = 0
     unit: str = ""
     text: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 Listener = Callable[[Event], None]
@@ -139,7 +147,8 @@ def steps(recipe: Recipe) -> list[Step]:
     sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
     base = {"data": "data", "teach": "teach"}
     student = {"student": recipe.distill.student.model}
-    table = [Step("data", DATA, sources=sources), Step("teach", TEACH, {"data": "data"})]
+    members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
+    table = [Step("data", DATA, sources=sources), Step("teach", TEACH, {"data": "data"}, sources=members)]
     for kind in ("student", "baseline") if recipe.distill.baseline else ("student",):
         table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
     distilled = {"distill": "distill-student"}
@@ -229,8 +238,11 @@ def run(
     """
     table = [step for step in steps(recipe) if ORDER.index(step.stage) <= ORDER.index(until)]
     result = Result(folder, recipe)
-    with locked(folder):
-        artifact.write_atomic(folder / "recipe.yaml", recipes.dump(recipe))
+    first = processes.rank() == 0
+    with locked(folder) if first else nullcontext():
+        if first:
+            artifact.write_atomic(folder / "recipe.yaml", recipes.dump(recipe))
+        processes.wait()
         digests = _Digests(folder)
         for stage in ORDER:
             wave = [step for step in table if step.stage == stage]
@@ -240,7 +252,9 @@ def run(
                     lost = next(parent for parent in step.parents.values() if parent not in result.steps)
                     result.failures[step.id] = StepFailed(f"{lost} did not come out", where=step.id)
             made = [partial(_make, recipe, folder, step, result, digests, listen) for step in ready]
-            if not (ready and ready[0].row.isolated):  # in this thread, so that an interrupt reaches the training
+            if processes.count() > 1 or not (
+                ready and ready[0].row.isolated
+            ):  # in this thread, so that an interrupt reaches the training
                 for step, outcome in zip(ready, made, strict=True):
                     _collect(step, outcome, result, listen)
                 continue
@@ -254,7 +268,8 @@ def run(
                         future.cancel()
                     isolate.stop_all()
                     raise
-        _publish(result)
+        if first:
+            _publish(result)
     return result
 
 
@@ -277,9 +292,14 @@ def _make(
 ) -> tuple[Artifact, bool]:
     key = _key(recipe, step, result.steps, digests)
     path = _path(folder, step, key)
-    if (path / artifact.MANIFEST).is_file():
+    made = (path / artifact.MANIFEST).is_file()
+    processes.wait()  # all have looked before one of them makes it
+    if made:
         listen(Event("hit", step.id))
         return artifact.load(path), False
+    if processes.rank() > 0 and not step.row.shared:
+        processes.wait()
+        return artifact.load(path), True
     listen(Event("start", step.id))
     began = time.monotonic()
     out = artifact.partial_of(path)
@@ -301,8 +321,18 @@ def _make(
         def progress(done: int, total: int, unit: str) -> None:
             listen(Event("progress", step.id, done, total, unit))
 
-        facts = isolate.call(job, progress=progress, earlier=_earlier(folder, step, path))
-    made = artifact.seal(
+        def evaluated(done: int, total: int, metrics: Mapping[str, float]) -> None:
+            listen(Event("evaluated", step.id, done, total, metrics=metrics))
+
+        earlier = _earlier(folder, step, path)
+        facts = isolate.call(job, progress=progress, evaluated=evaluated, earlier=earlier)
+    if processes.rank() > 0:
+        processes.wait()
+        processes.wait()
+        return artifact.load(path), True
+    if step.row.shared:
+        processes.wait()  # nobody writes any more
+    sealed = artifact.seal(
         path,
         stage=step.stage,
         label=step.label,
@@ -311,8 +341,9 @@ def _make(
         parents={name: result.steps[parent].digest for name, parent in step.parents.items()},
         tools=_versions(step),
     )
+    processes.wait()
     listen(Event("made", step.id, text=f"{time.monotonic() - began:.1f} s"))
-    return made, True
+    return sealed, True
 
 
 def _earlier(folder: Path, step: Step, path: Path) -> list[str]:
@@ -331,7 +362,7 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
         exports = {
             step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")
         }
-        parents = {"data": result.steps["data"], "student": result.steps["distill-student"], **exports}
+        parents = {"data": result.steps["data"], "student": result.steps["quantize-fp32"], **exports}
         inputs = artifact.Inputs(
             parents=parents,
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
@@ -467,8 +498,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def collect(recipe: Recipe, folder: Path) -> Result:
-    """What the run has already, without running anything; raises BadInput when it has nothing."""
+def finished(recipe: Recipe, folder: Path) -> Result:
+    """What the run has already, without running anything; what is missing counts as a failure."""
     result = Result(folder, recipe)
     digests = _Digests(folder)
     for step in steps(recipe):
@@ -478,6 +509,12 @@ def collect(recipe: Recipe, folder: Path) -> Result:
                 result.steps[step.id] = artifact.load(path)
                 continue
         result.failures[step.id] = StepFailed("not made yet", where=step.id, todo="`edgekd ship` makes it.")
+    return result
+
+
+def collect(recipe: Recipe, folder: Path) -> Result:
+    """What the run has already, its last measurements too; raises BadInput when there is no student to report on."""
+    result = finished(recipe, folder)
     if "distill-student" not in result.steps:
         raise BadInput("has no trained student to report on", where=str(folder), todo="Run `edgekd ship` first.")
     if (folder / "bench" / artifact.MANIFEST).is_file():
@@ -550,14 +587,13 @@ def _discordant(result: Result) -> tuple[int, int] | None:
     """Test rows that only the student, and only the baseline, answers rightly."""
     if not {"distill-student", "distill-baseline", "data"} <= set(result.steps):
         return None
-    from safetensors.numpy import load_file
-
     from edgekd.data.stage import read_split
+    from edgekd.outputs import read_outputs
 
     task = registry.load("tasks", result.recipe.task)
     examples = read_split(result.steps["data"].path, "test")
     files = [result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")]
-    student, baseline = (task.correct(load_file(file)["logits"], examples) for file in files)
+    student, baseline = (task.correct(read_outputs(file), examples) for file in files)
     if student is None or baseline is None:
         return None
     return int((student & ~baseline).sum()), int((baseline & ~student).sum())

@@ -35,6 +35,16 @@ class Teacher(Section):
     trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
 
 
+class Augment(Section):
+    """Transfer text made from the training text; the teacher labels it. Recorded, never equal to a held-out text."""
+
+    copies: int = Field(0, ge=0, le=100, description="Changed copies of each training text; 0 is none.")
+    methods: dict[str, float] = Field(
+        default_factory=lambda: {"delete": 0.35, "replace": 0.25, "rotate": 0.15, "splice": 0.25},
+        description="Shares of the ways: delete, replace, rotate, splice, masked-lm (if the teacher has an MLM head).",
+    )
+
+
 class Data(Section):
     """The labelled examples: local CSV, JSONL or Parquet files, or a hub data set."""
 
@@ -43,6 +53,7 @@ class Data(Section):
     test: str | None = Field(None, description="Test file; made from train when absent. Never used to choose.")
     unlabelled: str | None = Field(None, description="Text file (one a line) or table; the teacher labels it.")
     max_unlabelled: int = Field(10_000, ge=0, description="At most this many rows of it, chosen by seed.")
+    augment: Augment = Field(default_factory=Augment, description="More transfer text, made from train.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column names where they differ, e.g. {text: utterance, label: intent}.",
@@ -54,39 +65,92 @@ class Data(Section):
     limit: int | None = Field(None, ge=1, description="Use only the first rows of each split (for trials).")
 
 
+class Member(Section):
+    """A further teacher. Its labels are matched by name, its tokenizer is its own; it gives logits only."""
+
+    model: str = Field(description="Local folder or hub id.")
+    revision: str | None = Field(None, description="Hub revision.")
+    tokenizer: str | None = Field(None, description="Its tokenizer, if not in its folder.")
+    weight: float = Field(1.0, gt=0, description="Its share beside the first teacher's 1.0.")
+
+
 class Teach(Section):
     """Running the teacher once over the data."""
 
     batch_size: int = Field(64, ge=1, description="Examples per forward pass of the teacher.")
     shard_samples: int = Field(2048, ge=1, description="Examples per file of the cache; a kill loses at most one.")
+    max_cache_gb: float = Field(10.0, gt=0, description="A cache that would be larger is refused (10^9 bytes).")
+    online: bool = Field(False, description="Keep the teacher in memory and ask it in every step, instead of a cache.")
+    members: list[Member] = Field(default_factory=list, description="Further teachers.")
+    combine: Literal["weighted", "confidence"] = Field(
+        "weighted", description="How several teachers become one: by weight, or by weight times confidence per row."
+    )
 
 
 class Student(Section):
     """The shape of the small model; what is absent is taken from the teacher."""
 
-    model: str | None = Field(None, description="Folder or hub id to start from instead of the teacher's layers.")
+    model: str | None = Field(None, description="Folder or hub id to start from (with its tokenizer), not the teacher.")
     layers: int | None = Field(None, ge=1, description="Transformer layers; default: half of the teacher's.")
     hidden_size: int | None = Field(None, ge=1, description="Width; default: the teacher's.")
     heads: int | None = Field(None, ge=1, description="Attention heads; default: the teacher's.")
     intermediate_size: int | None = Field(None, ge=1, description="Feed-forward width; default: the teacher's.")
-    take: Literal["uniform", "first", "last"] = Field("uniform", description="Which teacher layers to start from.")
+    embedding_size: int | None = Field(None, ge=1, description="Rank of the word table; a projection widens it.")
+    vocabulary: float | None = Field(
+        None, gt=0, le=1, description="Keep the tokens that make up this share of the text; default: all there are."
+    )
+    take: Literal["uniform", "first", "last"] | list[int] = Field(
+        "uniform", description="Which teacher layers to start from; a list counts them from 0."
+    )
+    prune: Literal["none", "importance"] = Field(
+        "none", description="A narrower width starts from principal components and fresh layers, or from what matters."
+    )
+
+
+class Term(Section):
+    """One piece of knowledge in the loss."""
+
+    loss: str = Field(description="A loss that `edgekd targets` lists.")
+    weight: float = Field(1.0, ge=0, description="Factor of the term.")
+    layers: Literal["last", "uniform"] | list[tuple[int, int]] = Field(
+        "last", description="Pairs [student, teacher] of layers from 1; 0 is the embeddings."
+    )
+    pool: Literal["cls", "mean", "none", "output"] = Field(
+        "cls", description="Which hidden state: first token, mean, or every; output: what the task's head says."
+    )
+    heads: int = Field(12, ge=1, description="Relation heads of minilm.")
+    of: tuple[Literal["query", "key", "value"], ...] = Field(
+        ("query", "key", "value"), description="Which relations of minilm."
+    )
 
 
 class Distill(Section):
-    """Training the student: alpha * hard CE + (1 - alpha) * T^2 * KL(teacher || student)."""
+    """Training the student: alpha * hard + (1 - alpha) * sum of weight * term; KL terms carry T^2."""
 
     student: Student = Field(default_factory=Student, description="The student's shape and start.")
-    epochs: float = Field(10, gt=0, description="Passes over the training split.")
-    batch_size: int = Field(32, ge=1, description="Examples per step.")
+    epochs: float = Field(10, gt=0, description="Passes over the training and the transfer rows.")
+    max_steps: int | None = Field(None, ge=1, description="Steps instead of epochs.")
+    batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="How the learning rate falls to 0.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
     alpha: float = Field(0.1, ge=0, le=1, description="Weight of the hard labels; 1 ignores the teacher.")
-    temperature: float = Field(4.0, gt=0, description="Softens both distributions before the KL.")
+    alpha_end: float | None = Field(None, ge=0, le=1, description="Move alpha linearly to this; default: constant.")
+    temperature: float = Field(4.0, gt=0, description="Softens both distributions before a KL.")
+    temperature_end: float | None = Field(None, gt=0, description="Move T linearly to this; default: constant.")
+    losses: list[Term] | None = Field(
+        None, description="Knowledge terms; default: the task's own, forward-kl for most."
+    )
     evaluate_every: float = Field(1.0, gt=0, description="Epochs between evaluations on validation.")
     patience: int = Field(4, ge=1, description="Stop after this many evaluations without improvement.")
+    choose: Literal["metric", "distance"] = Field(
+        "metric", description="What the best checkpoint is best at on validation; distance to the teacher is steadier."
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; a kill loses at most these.")
     baseline: bool = Field(True, description="Also train the same student without the teacher, equal budget.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
 
 
 class Quantize(Section):
@@ -127,8 +191,8 @@ class Gate(Section):
     """What an artefact must meet; a failure makes `ship` exit with 1. `null` switches a check off."""
 
     max_accuracy_drop: float | None = Field(0.01, ge=0, description="Below the fp32 student on the same rows.")
-    min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same argmax as the Program.")
-    min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same argmax as the teacher.")
+    min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same answers as the Program.")
+    min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same answers as the teacher.")
     min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
     not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
@@ -151,6 +215,28 @@ class Bench(Section):
     blocks: int = Field(3, ge=1, description="Interleaved blocks per artefact (A B A B ...), shuffled.")
     cold_loads: int = Field(3, ge=0, description="Fresh processes for load time and first inference.")
     timeout_seconds: int = Field(300, ge=1, description="A worker that takes longer is stopped.")
+
+
+class Range(Section):
+    """A range to search in."""
+
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+    log: bool = Field(False, description="Search on a logarithmic scale.")
+    whole: bool = Field(False, description="Whole numbers only.")
+
+
+class Tune(Section):
+    """Searching for a better student: validation metric against size or measured latency."""
+
+    trials: int = Field(20, ge=1, description="Students to train.")
+    against: Literal["size", "latency"] = Field("size", description="The other side of the front.")
+    search: dict[str, Range | list[Any]] = Field(
+        default_factory=dict,
+        description="Recipe path to a range or a list of choices; default: temperature, alpha, learning rate.",
+    )
+    max_steps: int | None = Field(None, ge=1, description="Training steps of a trial; default: the recipe's own.")
+    patience: int = Field(3, ge=1, description="A trial stops early when this many no larger ones were ahead of it.")
 
 
 class Report(Section):
@@ -176,10 +262,24 @@ class Recipe(Section):
     gate: Gate = Field(default_factory=Gate, description="What must hold.")
     bench: Bench = Field(default_factory=Bench, description="Measurement.")
     report: Report = Field(default_factory=Report, description="The page.")
+    tune: Tune = Field(default_factory=Tune, description="Search (`edgekd tune`).")
+
+    @property
+    def needs(self) -> list[dict[str, Any]]:
+        """What the losses need of the teacher, without their weights: so that changing a weight keeps the cache."""
+        found = []
+        for term in self.distill.losses or []:
+            if term.weight and term.pool != "output":
+                need: dict[str, Any] = term.model_dump(mode="json", include={"loss", "layers", "pool", "of"})
+                if term.layers == "uniform":
+                    need["student"] = self.distill.student.model_dump(mode="json", include={"layers", "model"})
+                if need not in found:
+                    found.append(need)
+        return found
 
     def part(self, paths: Iterable[str]) -> dict[str, Any]:
-        """The values at dotted paths, JSON-able: what a step reads, and so what its key covers."""
-        whole = self.model_dump(mode="json")
+        """The values at dotted paths (or ``needs``), JSON-able: what a step reads, and so what its key covers."""
+        whole = {**self.model_dump(mode="json"), "needs": self.needs}
         return {path: _at(whole, path) for path in sorted(paths)}
 
 
@@ -288,13 +388,28 @@ def _override(value: dict[str, Any], override: str) -> None:
         new = yaml.safe_load(raw)
     except yaml.YAMLError:
         raise BadInput(f"the value in '{override}' is not valid YAML", where="--set") from None
-    for key in keys[:-1]:
-        if value.get(key) is None:
-            value[key] = {}
-        value = value[key]
-        if not isinstance(value, dict):
+    assign(value, path, new)
+
+
+def assign(value: dict[str, Any], path: str, new: Any) -> None:
+    """Set the value at a dotted path in place; a number in the path is a place in a list. Raises BadInput."""
+    *parents, last = path.strip().split(".")
+    at: Any = value
+    for key in parents:
+        if isinstance(at, dict) and at.get(key) is None:
+            at[key] = {}
+        at = at[_place(at, key, path)]
+        if not isinstance(at, dict | list):
             raise BadInput(f"'{key}' in '{path}' is not a section", where="--set")
-    value[keys[-1]] = new
+    at[_place(at, last, path)] = new
+
+
+def _place(at: Any, key: str, path: str) -> Any:
+    if not isinstance(at, list):
+        return key
+    if not key.isdecimal() or int(key) >= len(at):
+        raise BadInput(f"'{key}' in '{path}' is no place in a list of {len(at)}", where="--set")
+    return int(key)
 
 
 def _children(node: Any) -> dict[str, tuple[Any, Any]]:

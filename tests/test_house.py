@@ -70,7 +70,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
     with pytest.raises(BadInput, match="Known: coreml, executorch, litert, onnx"):
         registry.load("targets", "tensorflow")
-    assert registry.names("tasks") == ["text-classification"]
+    assert "text-classification" in registry.names("tasks")
 
 
 def test_targets_and_schema_speak_json(edgekd) -> None:  # type: ignore[no-untyped-def]

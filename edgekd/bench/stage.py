@@ -1,7 +1,7 @@
 """The bench stage: every artefact on every device, beside the teacher and the student, in raw samples.
 
-For each device, thread count and input length (the median and the longest of the test split, real texts)
-every artefact gets fresh processes for load time, first inference and peak memory, and one worker that
+For each device, thread count and input length (the median and the longest of the test split, real texts; an image
+has one size) every artefact gets fresh processes for load time, first inference and peak memory, and one worker that
 stays and is asked for blocks of timed runs. The blocks of all artefacts are interleaved in shuffled order,
 so that a machine that gets slower slows all of them. A runner that crashes, hangs or has no runtime becomes
 a measurement with an error; the others go on. Nothing here knows a runtime: that is the runner's business.
@@ -29,6 +29,7 @@ from edgekd.recipe import Bench, Recipe
 
 RUNNER_SCHEMA = "edgekd/runner/1"
 ROWS = 8  # different texts per length, cycled
+IMAGES = 2  # the same for images, which are all of one size and long in JSON
 NEAR = 0.1  # a text counts for a length when its own is at most this share away
 SEED = 0  # of the order of the blocks and of the bootstrap; the same in every run
 OTHERS = 0.1  # share of all processors that other processes may use before a measurement is flagged
@@ -38,7 +39,7 @@ MINIMAL_SECONDS = 0.2  # the kernel counts processor time in steps of 10 ms: too
 # What an artefact is meant to run on. The runner reports what it did run on.
 BACKENDS = {"onnx": "CPUExecutionProvider", "litert": "XNNPACK", "executorch": "XnnpackBackend"}
 
-Row = Mapping[str, list[int]]
+Row = Mapping[str, list[Any]]  # a row as the runner takes it: only the model's inputs, as nested lists
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Subject:
     artifact: str  # digest, or the model's name
     runtime: str
     model: Path | str  # local file or folder, or a hub id
-    job: Mapping[str, Any] = field(default_factory=dict)  # signature, fixed_length, pad_id
+    processor: Path  # folder of its tokenizer or image processor; a student's may differ from the teacher's
+    job: Mapping[str, Any] = field(default_factory=dict)  # signature, fixed_length, max_length, pad_id
     golden: Mapping[str, Any] | None = None
 
     @property
@@ -60,11 +62,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Length:
-    """Texts of about the same length. ``tokens`` is the length they stand for."""
+    """Texts of about the same length, or images. ``tokens`` is the length they stand for, 1 for an image."""
 
-    name: str  # "p50" or "max"
+    name: str  # "p50" or "max", or "image"
     tokens: int
-    rows: Sequence[Row]
+    rows: Mapping[str, Sequence[Row]]  # the same texts for each subject by its name, as its own tokenizer sees them
 
 
 @dataclass
@@ -83,14 +85,15 @@ class _Record:
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write ``measurements.jsonl``; facts: ``summaries`` and ``comparisons``.
 
-    Parents: "data", "student" (the distill artefact) and the export artefacts under any names. Raises
+    Parents: "data", "student" (the Program of the float student) and the export artefacts under any names. Raises
     BadInput for an unknown device or transport; an unreachable device gives measurements with errors.
     """
     began = time.monotonic()
     bench = recipe.bench
     profiles = [devices.load(name) for name in bench.devices]
+    task = registry.load("tasks", recipe.task)
     found = subjects(recipe, inputs)
-    lengths = choose_lengths(recipe, inputs, found)
+    lengths = choose_lengths(recipe, task, inputs["data"].path, found)
     per_length = len(found) * (1 + max(0, bench.cold_loads - 1) + bench.blocks)
     total = len(profiles) * len(bench.threads) * (len(found) + len(lengths) * per_length)
     done = 0
@@ -104,30 +107,36 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         one
         for device in profiles
         for threads in bench.threads
-        for one in _on_device(device, threads, found, lengths, bench, tick)
+        for one in _on_device(device, threads, task, found, lengths, bench, tick)
     ]
     measurement.write(out / "measurements.jsonl", measurements)
     return {
         "summaries": [summarise(one) for one in measurements],
         "comparisons": compare(measurements),
         "environments": {one.device: dict(one.environment) for one in measurements},
-        "lengths": {length.name: {"tokens": length.tokens, "texts": len(length.rows)} for length in lengths},
+        "lengths": {length.name: {"tokens": length.tokens, "texts": _texts(length)} for length in lengths},
         "failed": sorted({f"{one.target}-{one.scheme}: {one.error}" for one in measurements if one.error}),
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
 def subjects(recipe: Recipe, inputs: Inputs) -> list[Subject]:
-    """The teacher, the student and every export artefact among the parents, in that order."""
-    pad_id = inputs["data"].facts.get("pad_token_id", 0)
-    teacher = recipe.teacher.model
+    """The teacher, the student and every export artefact among the parents, in that order.
+
+    The student is timed as its exported Program: whatever its shape, that file needs no code of its own.
+    """
+    data, teacher = inputs["data"], recipe.teacher.model
+    pad_id = inputs.parents.get("student", data).facts.get("pad_token_id", 0)
     found = []
     if teacher is not None:
         place = Path(teacher) if Path(teacher).exists() else teacher
-        found.append(Subject("teacher", "fp32", Path(teacher).name, "torch", place))
+        found.append(Subject("teacher", "fp32", Path(teacher).name, "torch", place, data.path / "tokenizer"))
     if "student" in inputs.parents:
         student = inputs["student"]
-        found.append(Subject("student", "fp32", student.digest, "torch", student.path / "model"))
+        job = {"max_length": student.facts.get("max_length")}
+        found.append(
+            Subject("student", "fp32", student.digest, "torch", student.path / "program.pt2", student.path, job)
+        )
     exports = [parent for parent in inputs.parents.values() if "target" in parent.facts and "file" in parent.facts]
     return found + [_exported(one, pad_id) for one in exports]
 
@@ -141,6 +150,7 @@ def _exported(artifact: Artifact, pad_id: int) -> Subject:
         artifact=artifact.digest,
         runtime=facts["target"],
         model=artifact.path / facts["file"],
+        processor=artifact.path,
         job={
             "signature": [{"name": one["name"], "dtype": one["dtype"]} for one in facts["inputs"]],
             "fixed_length": facts["max_length"] if facts["fixed_length"] else None,
@@ -151,41 +161,58 @@ def _exported(artifact: Artifact, pad_id: int) -> Subject:
     )
 
 
-def choose_lengths(recipe: Recipe, inputs: Inputs, found: Sequence[Subject]) -> list[Length]:
-    """The median and the largest length of the test split, each with the texts nearest to it."""
-    from tokenizers import Tokenizer
+def choose_lengths(recipe: Recipe, task: Any, data: Path, found: Sequence[Subject]) -> list[Length]:
+    """The median and the largest length of the test split, each with the texts nearest to it; or two images.
 
-    task = registry.load("tasks", recipe.task)
-    data = inputs["data"].path
-    files = [
-        data / "tokenizer" / "tokenizer.json",
-        *(one.path / "tokenizer.json" for one in inputs.parents.values()),
-    ]
-    tokenizer = next((file for file in files if file.is_file()), None)
-    if tokenizer is None:
-        raise BadInput("no tokenizer.json beside the data or an artefact", where=str(data))
-    examples = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    Lengths are counted by the tokenizer of the artefacts (the teacher's, where there are none).
+    """
+    from edgekd.data.stage import read_split
+
+    examples = read_split(data, "test")
     if not examples:
-        raise BadInput("test.jsonl is empty, so there is no text to time", where=str(data))
-    limit = min([recipe.data.max_length, *(one.job["max_length"] for one in found if "max_length" in one.job)])
-    encoded = task.encode(Tokenizer.from_file(str(tokenizer)), examples, limit)
-    sizes = [len(row["input_ids"]) for row in encoded]
+        raise BadInput("test.jsonl is empty, so there is nothing to time", where=str(data))
+    limits = [recipe.data.max_length, *(one.job.get("max_length") for one in found)]
+    limit = min(size for size in limits if size is not None)
+
+    def length(name: str, tokens: int, chosen: Sequence[int]) -> Length:
+        texts = [examples[index] for index in chosen]
+        return Length(name, tokens, {one.name: _rows(task, one.processor, texts, limit) for one in found})
+
+    if "input_ids" not in task.INPUTS:
+        return [length("image", 1, range(len(examples))[:IMAGES])]
+    sizes = [len(row["input_ids"]) for row in _rows(task, found[-1].processor, examples, limit)]
     wanted = {"p50": round(statistics.percentile(sizes, 50)), "max": max(sizes)}
     if wanted["p50"] == wanted["max"]:
         del wanted["p50"]
-    return [Length(name, tokens, _nearest(encoded, tokens)) for name, tokens in wanted.items()]
+    return [length(name, tokens, _nearest(sizes, tokens)) for name, tokens in wanted.items()]
 
 
-def _nearest(rows: Sequence[Row], tokens: int) -> list[Row]:
+def _rows(task: Any, processor: Path, examples: Sequence[Mapping[str, Any]], limit: int) -> list[Row]:
+    """The examples as a runner takes them: the model's inputs and nothing else, free of numpy."""
+    encoded = task.encode(task.processor(processor), examples, limit)
+    return [{name: _listed(row[name]) for name in task.INPUTS} for row in encoded]
+
+
+def _listed(values: Any) -> list[Any]:
+    found: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+    return found
+
+
+def _nearest(sizes: Sequence[int], tokens: int) -> list[int]:
     """At most ROWS rows whose length is within NEAR of ``tokens``, the nearest first; at least one."""
-    ordered = sorted(rows, key=lambda row: abs(len(row["input_ids"]) - tokens))
-    near = [row for row in ordered[:ROWS] if abs(len(row["input_ids"]) - tokens) <= NEAR * tokens]
+    ordered = sorted(range(len(sizes)), key=lambda row: abs(sizes[row] - tokens))
+    near = [row for row in ordered[:ROWS] if abs(sizes[row] - tokens) <= NEAR * tokens]
     return near or ordered[:1]
+
+
+def _texts(length: Length) -> int:
+    return max((len(rows) for rows in length.rows.values()), default=0)
 
 
 def _on_device(
     device: devices.Device,
     threads: int,
+    task: Any,
     found: Sequence[Subject],
     lengths: Sequence[Length],
     bench: Bench,
@@ -200,7 +227,7 @@ def _on_device(
         return _measurements(device, threads, found, lengths, bench, lost, {})
     try:
         before = transport.probe()
-        records = _Session(device, threads, bench, transport, tick).measure(found, lengths)
+        records = _Session(device, threads, task, bench, transport, tick).measure(found, lengths)
         load_before, load_after = before.pop("load_average", None), transport.probe().get("load_average")
     finally:
         transport.close()
@@ -220,17 +247,13 @@ class _Session:
         self,
         device: devices.Device,
         threads: int,
+        task: Any,
         bench: Bench,
         transport: Transport,
         tick: Callable[[], None],
     ) -> None:
-        self.device, self.threads, self.bench, self.transport, self.tick = (
-            device,
-            threads,
-            bench,
-            transport,
-            tick,
-        )
+        self.device, self.threads, self.task = device, threads, task
+        self.bench, self.transport, self.tick = bench, transport, tick
         self.lost: dict[str, str] = {}
         self.workers: dict[str, Worker] = {}
         self.order = random.Random(SEED)
@@ -297,7 +320,6 @@ class _Session:
             request = {
                 "schema": RUNNER_SCHEMA,
                 "request": "block",
-                "rows": list(length.rows),
                 "warmup_runs": bench.warmup_runs,
                 "warmup_seconds": bench.warmup_seconds if number == 0 else 0,  # later blocks only refill the caches
                 "min_runs": -(-bench.min_runs // blocks),
@@ -305,40 +327,46 @@ class _Session:
                 "max_seconds": bench.max_seconds / blocks,
             }
             for position, one in enumerate(self.order.sample(list(found), len(found))):
-                self._guarded(one, self._block, one, records[one.name], request, position)
+                asked = {**request, "rows": list(length.rows[one.name])}
+                self._guarded(one, self._block, one, records[one.name], asked, position)
                 self.tick()
 
     def _block(self, subject: Subject, record: _Record, request: Facts, position: int) -> None:
         record.blocks.append({"position": position, **self._ask(subject, request)})
 
     def _golden(self, subject: Subject) -> dict[str, Any]:
-        """The Program's golden inputs, answered on the device by the runner: how far the logits are."""
+        """The Program's golden inputs, answered on the device by the runner: how far its outputs are."""
         if subject.golden is None:
             return {}
+        import numpy as np
+
         names, columns = list(subject.golden["inputs"]), subject.golden["inputs"].values()
+        limit = subject.job["max_length"]
         pairs = [
-            (dict(zip(names, row, strict=True)), logits)
+            (dict(zip(names, row, strict=True)), np.array(logits, np.float32))
             for *row, logits in zip(*columns, subject.golden["outputs"]["logits"], strict=True)
-            if len(row[0]) <= subject.job["max_length"]
+            if "input_ids" not in names or limit is None or len(row[0]) <= limit
         ]
         if not pairs:
             return {}
         request = {"schema": RUNNER_SCHEMA, "request": "outputs", "rows": [row for row, _ in pairs]}
-        answers = self._ask(subject, request)["logits"]
+        answers = [np.array(one, np.float32) for one in self._ask(subject, request)["logits"]]
         expected = [logits for _, logits in pairs]
-        deltas = [abs(x - y) for a, b in zip(answers, expected, strict=True) for x, y in zip(a, b, strict=True)]
-        same = [a.index(max(a)) == b.index(max(b)) for a, b in zip(answers, expected, strict=True)]
-        return {
+        if any(a.shape != b.shape for a, b in zip(answers, expected, strict=True)):
+            raise DeviceError("the runner's outputs have another shape than the Program's")
+        found = {
             "samples": len(pairs),
-            "max_abs_delta": max(deltas),
-            "argmax_agreement": sum(same) / len(same),
+            "max_abs_delta": max(float(np.abs(a - b).max()) for a, b in zip(answers, expected, strict=True)),
         }
+        same_N = self.task.agree(answers, expected)  # tokens stand for units here
+        return found if same_N is None else {**found, "agreement": float(np.mean(same_N))}
 
     def _ask(self, subject: Subject, document: Mapping[str, Any]) -> dict[str, Any]:
         line = json.dumps(document).encode()
         return parsed(self.workers[subject.name].ask(line, timeout=self.bench.timeout_seconds), b"", 0)
 
     def _job(self, subject: Subject, length: Length, phase: str) -> dict[str, Any]:
+        rows = list(length.rows[subject.name])
         options = {name: value for name, value in subject.job.items() if name != "max_length"}
         return {
             "schema": RUNNER_SCHEMA,
@@ -347,12 +375,18 @@ class _Session:
             "model": _place(subject) if isinstance(subject.model, Path) else subject.model,
             "threads": self.threads,
             "cpu_affinity": self.device.cpu_affinity,
-            "rows": list(length.rows),
+            "rows": rows,
+            "signature": [{"name": name, "dtype": _dtype(values)} for name, values in rows[0].items()],
             **options,
         }
 
     def _command(self) -> list[str]:
         return [self.device.python or sys.executable, "runner"]
+
+
+def _dtype(values: Any) -> str:
+    """What transformers feeds: ids are int64, pixels float32."""
+    return "float32" if isinstance(values[0], list) else "int64"
 
 
 def _place(subject: Subject) -> str:
@@ -410,7 +444,7 @@ def _measurement(
         "backend": BACKENDS.get(subject.runtime),
         "threads": threads,
         "length": length.name,
-        "texts": len(length.rows),
+        "texts": len(length.rows[subject.name]),
         "cpu_affinity": device.cpu_affinity,
         **bench.model_dump(
             include={"warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds", "blocks"}
@@ -468,7 +502,7 @@ def flags(one: Measurement) -> list[str]:
         "unstable": statistics.stability(one.samples_ns()) < STABLE,
         "governor": one.environment.get("governor") == "powersave",
         "memory_not_reset": one.memory.get("peak_reset") is False,
-        "golden_differs": one.golden.get("argmax_agreement", 1) < 1,
+        "golden_differs": one.golden.get("agreement", 1) < 1,
     }
     return [name for name, is_so in tests.items() if is_so]
 
@@ -528,6 +562,7 @@ def compare(measurements: Sequence[Measurement]) -> list[Facts]:
                 "device": device,
                 "threads": threads,
                 "tokens": tokens,
+                "length": one.requested.get("length"),
                 "verdict": found.verdict,
                 "ratio": round(found.ratio, 4),
                 "p": found.p,

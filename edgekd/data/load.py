@@ -1,44 +1,63 @@
-"""Reading tables: local CSV, TSV, JSONL, Parquet or text files, or a hub data set; rows of strings come out.
+"""Reading tables: local CSV, TSV, JSONL, Parquet, NPZ or text files, or a hub data set; rows of strings come out.
 
 Everything a user can get wrong here is told with the file and the row. Values are kept as text, so that a
-label ``007`` or ``NA`` stays what it is.
+label ``007`` or ``NA`` stays what it is; only columns that a task names as lists keep their lists and objects.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgekd.errors import BadInput, Environment, closest
 
-Row = dict[str, str]
+Row = dict[str, Any]  # text, or a list or object as it was read
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+ARRAYS = ".npz"
 
 
-def read_table(source: str, columns: Sequence[str], rename: Mapping[str, str]) -> list[Row]:
-    """Rows with exactly ``columns``; ``rename`` maps a column's name here to its name in the source.
+def read_table(
+    source: str,
+    columns: Sequence[str],
+    rename: Mapping[str, str],
+    *,
+    optional: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> list[Row]:
+    """Rows with ``columns``, and with those of ``optional`` that the table has.
 
-    ``source`` is a local file, or a hub data set as ``name:split`` or ``name/config:split``. Raises BadInput.
+    ``source`` is a local file; ``file.npz:split`` with arrays ``x_<split>`` (uint8 images) and ``y_<split>``; or a
+    hub data set as ``name:split`` or ``name/config:split``. ``rename`` maps a column's name here to its name in the
+    source. Cells are text; those of ``lists`` are lists or objects, those of ``files`` name a file beside the table
+    and become its bytes in base64. Raises BadInput.
     """
     path = Path(source)
-    unknown = sorted(set(rename) - {"text", "label", *columns})
+    unknown = sorted(set(rename) - {"text", "label", *columns, *optional})
     if unknown:
         raise BadInput(
             f"data.columns names '{unknown[0]}'",
             where="recipe",
-            todo=f"This task reads {', '.join(columns)}.",
+            todo=f"This task reads {', '.join([*columns, *optional])}.",
         )
     if path.suffix.lower() == ".txt" and len(columns) == 1:
         return [{columns[0]: line} for line in _text(path).split("\n") if line.strip()]
-    if path.suffix.lower() in SUFFIXES or path.is_file():
+    arrays, _, split = source.rpartition(":")
+    if arrays.lower().endswith(ARRAYS) or path.suffix.lower() == ARRAYS:
+        rows, files = _read_arrays(Path(arrays or source), split if arrays else ""), ()
+    elif path.suffix.lower() in SUFFIXES or path.is_file():
         rows = _read_file(path)
     else:
-        rows = _read_hub(source)
+        rows, files = _read_hub(source), ()
     if not rows:
         raise BadInput("has no rows", where=source)
-    names = {column: rename.get(column, column) for column in columns}
     known = list(rows[0])
+    names = {column: rename.get(column, column) for column in columns}
+    names |= {column: name for column in optional if (name := rename.get(column, column)) in known}
     for column, name in names.items():
         if name not in known:
             raise BadInput(
@@ -46,20 +65,85 @@ def read_table(source: str, columns: Sequence[str], rename: Mapping[str, str]) -
                 where=source,
                 todo=f"It has {', '.join(known)}; map names with data.columns.{column}.{closest(name, known)}",
             )
-    return [
-        {column: _cell(row, name, f"{source} row {number}") for column, name in names.items()}
+    found = [
+        {
+            column: _cell(row, name, column in lists, f"{source} row {number}")
+            for column, name in names.items()
+            if column not in optional or name in row
+        }
         for number, row in enumerate(rows, start=1)
     ]
+    for column in set(files) & set(names):
+        for number, row in enumerate(found, start=1):
+            row[column] = _file(path.parent / row[column], f"{source} row {number}")
+    return found
 
 
-def _cell(row: Row, name: str, where: str) -> str:
+def _cell(row: Row, name: str, is_list: bool, where: str) -> Any:
     if name not in row:
         raise BadInput(f"no '{name}' here, unlike in the first row", where=where)
+    value = row[name]
+    if value is None:
+        return ""
+    if is_list:
+        if not isinstance(value, list | dict):
+            raise BadInput(
+                f"'{name}' holds no list or object", where=where, todo="Use JSONL or Parquet: CSV cannot hold lists."
+            )
+        _whole(json.dumps(value, ensure_ascii=False), name, where)
+        return value
+    return _whole(str(value), name, where)
+
+
+def _whole(text: str, name: str, where: str) -> str:
     try:
-        row[name].encode()
+        text.encode()
     except UnicodeEncodeError:
         raise BadInput(f"'{name}' holds half a surrogate pair, which is no character", where=where) from None
-    return row[name]
+    return text
+
+
+def _file(path: Path, where: str) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({type(error).__name__})", where=where) from None
+
+
+def _read_arrays(path: Path, split: str) -> list[Row]:
+    """Rows with ``image`` (PNG in base64) and, where the file has them, ``label``."""
+    import numpy as np
+    from PIL import Image
+
+    if not path.is_file():
+        raise BadInput("no such file", where=str(path), todo="Check the path in the recipe's data section.")
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = dict(kept)
+    except Exception as error:
+        raise BadInput(f"not a NumPy archive of plain arrays ({type(error).__name__})", where=str(path)) from None
+    splits = sorted(name[2:] for name in arrays if name.startswith("x_"))
+    if split not in splits:
+        raise BadInput(
+            f"no split '{split}'",
+            where=str(path),
+            todo=f"Write {path.name}:split; it has {', '.join(splits) or 'none'}.",
+        )
+    images = arrays[f"x_{split}"]
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
+        found = f"x_{split} is {images.dtype} {list(images.shape)}"
+        raise BadInput(found, where=str(path), todo="Images are uint8 NxHxW or NxHxWx3.")
+    rows: list[Row] = []
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        rows.append({"image": base64.b64encode(stream.getvalue()).decode()})
+    labels = arrays.get(f"y_{split}")
+    if labels is None:
+        return rows
+    if labels.shape != (len(images),):
+        raise BadInput(f"y_{split} is {list(labels.shape)} for {len(images)} images", where=str(path))
+    return [{**row, "label": label} for row, label in zip(rows, labels.tolist(), strict=True)]
 
 
 def _text(path: Path) -> str:
@@ -122,7 +206,7 @@ def _read_jsonl(path: Path, text: str) -> list[Row]:
             ) from None
         if not isinstance(row, dict):
             raise BadInput("not a JSON object", where=f"{path}:{number}", todo="One object a line.")
-        rows.append({str(k): "" if v is None else str(v) for k, v in row.items()})
+        rows.append({str(k): v for k, v in row.items()})
     return rows
 
 
@@ -135,10 +219,15 @@ def _read_parquet(path: Path) -> list[Row]:
         frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")  # whole numbers stay whole
     except Exception as error:
         raise BadInput(f"not a Parquet file ({type(error).__name__})", where=str(path)) from None
-    return [
-        {str(k): "" if v is None or v is pandas.NA else str(v) for k, v in row.items()}
-        for row in frame.to_dict("records")
-    ]
+    return [{str(k): None if v is pandas.NA else _plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, as Parquet's lists come, as lists, at any depth."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _read_hub(source: str) -> list[Row]:
@@ -165,11 +254,29 @@ def _read_hub(source: str) -> list[Row]:
             where=source,
             todo="Check its name and the network.",
         ) from None
-    names = {key: feature.names for key, feature in table.features.items() if hasattr(feature, "names")}
+    images = {key for key, feature in table.features.items() if isinstance(feature, datasets.Image)}
+    for key in images:
+        table = table.cast_column(key, datasets.Image(decode=False))
+    names = {key: _names(feature) for key, feature in table.features.items()}
+    return [
+        {key: _encoded(value) if key in images else _named(value, names[key]) for key, value in row.items()}
+        for row in table
+    ]
 
-    def cell(key: str, value: object) -> str:
-        if key in names and isinstance(value, int) and value >= 0:  # -1 marks a row whose label is withheld
-            return str(names[key][value])
-        return "" if value is None else str(value)
 
-    return [{key: cell(key, value) for key, value in row.items()} for row in table]
+def _encoded(image: Mapping[str, Any]) -> str:
+    """An image's file in base64, from the data set itself or from the path that it names."""
+    return base64.b64encode(image["bytes"] or Path(image["path"]).read_bytes()).decode()
+
+
+def _names(feature: Any) -> list[str] | None:
+    """The class names of a column of classes, or of lists of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names and isinstance(value, list):
+        return [_named(one, names) for one in value]
+    if names and isinstance(value, int) and value >= 0:  # -1 marks a row whose label is withheld
+        return names[value]
+    return value

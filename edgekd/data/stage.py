@@ -1,4 +1,7 @@
-"""The data stage: sources in, canonical splits out, everything doubtful said once and early.
+"""The data stage: sources in, canonical rows out, everything doubtful said once and early.
+
+A line of a split is one row: what the model sees in one forward pass (a text, a window of a long text, one half of
+a sentence pair, an image). Transfer rows (unlabelled and augmented) are never equal to a held-out text.
 
 It reads the teacher's configuration and tokenizer (no weights), because labels and lengths are the teacher's
 matter. Later stages read only what is written here.
@@ -13,39 +16,45 @@ from typing import Any
 
 from edgekd import registry
 from edgekd.artifact import Facts, Inputs, write_atomic, write_json
-from edgekd.data import load, split
+from edgekd.data import augment, load, split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 
 SPLITS = ("train", "validation", "test")
+TRANSFER = ("unlabelled", "augmented")  # rows that only the teacher labels
 PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions start behind the padding's id
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``train|validation|test|unlabelled.jsonl``, ``labels.json`` and ``tokenizer/``."""
+    """Write ``train|validation|test|unlabelled|augmented.jsonl``, ``labels.json`` and ``tokenizer/``."""
     task = registry.load("tasks", recipe.task)
-    config, tokenizer = _teacher(recipe)
     warnings: list[str] = []
-    labels = _labels(recipe, config, warnings)
-    splits = _splits(recipe, task, labels, warnings)
-    splits["unlabelled"] = _unlabelled(recipe, task, splits)
-    for name, examples in splits.items():
+    config = _config(recipe)
+    folder = out / "tokenizer"
+    processor, pad_token_id = _processor(recipe, task, config, folder)
+    labels = _labels(recipe, task, config, warnings)
+    examples = _splits(recipe, task, labels, warnings)
+    held = {task.sample_text(e) for name in ("validation", "test") for e in examples[name]}
+    examples["unlabelled"] = _unlabelled(recipe, task, held)
+    examples["augmented"], augmentation = _augmented(recipe, task, examples["train"], held, inputs, warnings)
+    splits = {name: task.expand(some, processor, recipe.data.max_length) for name, some in examples.items()}
+    for name, rows in splits.items():
         # Escaped: a raw U+2028 or U+0085 is legal in JSON and yet ends a line for whoever reads by lines.
-        write_atomic(out / f"{name}.jsonl", "".join(json.dumps(e) + "\n" for e in examples))
+        write_atomic(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_json(out / "labels.json", labels)
-    tokenizer.save_pretrained(out / "tokenizer")
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    backend.save(str(out / "tokenizer" / "tokenizer.json"))
+    text = "input_ids" in task.INPUTS
     return {
         "labels": labels,
-        "rows": {name: len(examples) for name, examples in splits.items()},
-        **_lengths(task, backend, splits, recipe.data.max_length, warnings),
+        "rows": {name: len(rows) for name, rows in splits.items()},
+        "augmentation": augmentation,
+        **(_lengths(task, processor, splits, recipe.data.max_length, warnings) if text else NO_LENGTHS),
         "duplicates_train_test": _duplicates(task, splits, warnings),
-        "pad_token_id": tokenizer.pad_token_id or 0,
+        "pad_token_id": pad_token_id,
         "warnings": warnings,
     }
+
+
+NO_LENGTHS: Facts = {"truncation_rate": {}, "lengths": {}}  # an image has none
 
 
 def read_split(data: Path, name: str) -> list[dict[str, Any]]:
@@ -54,24 +63,53 @@ def read_split(data: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")] if text else []  # texts may hold U+2028: no splitlines
 
 
-def _teacher(recipe: Recipe) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+def _config(recipe: Recipe) -> Any:
+    from transformers import AutoConfig
 
     teacher = recipe.teacher
     assert teacher.model is not None
-    name, options = (
-        teacher.model,
-        {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code},
-    )
+    name = teacher.model
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise BadInput("has no config.json, so it is no model folder", where=name, todo="Give a transformers folder.")
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        return AutoConfig.from_pretrained(name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"the teacher cannot be loaded ({_first(error)})", where=name, todo="Check teacher.model."
         ) from None
+
+
+def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, int]:
+    """The teacher's tokenizer (or image processor), written to ``out``, and the id that pads."""
+    if "input_ids" not in task.INPUTS:
+        from transformers import AutoImageProcessor
+
+        name, teacher = str(recipe.teacher.model), recipe.teacher
+        try:
+            images = AutoImageProcessor.from_pretrained(teacher.tokenizer or name, revision=teacher.revision)
+        except Exception as error:
+            raise BadInput(
+                f"its image processor cannot be loaded ({_first(error)})",
+                where=name,
+                todo="Put preprocessor_config.json beside the model.",
+            ) from None
+        images.save_pretrained(out)
+        return task.processor(out), 0
+    tokenizer = _tokenizer(recipe, config)
+    tokenizer.save_pretrained(out)
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.save(str(out / "tokenizer.json"))
+    return task.processor(out), tokenizer.pad_token_id or 0
+
+
+def _tokenizer(recipe: Recipe, config: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    teacher, name = recipe.teacher, str(recipe.teacher.model)
+    options = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(teacher.tokenizer or name, **options)
     except Exception as error:
@@ -95,7 +133,7 @@ def _teacher(recipe: Recipe) -> tuple[Any, Any]:
             where=name,
             todo=f"Set data.max_length to {positions} or less.",
         )
-    return config, tokenizer
+    return tokenizer
 
 
 def _first(error: Exception) -> str:
@@ -103,38 +141,13 @@ def _first(error: Exception) -> str:
     return lines[0][:200]
 
 
-def _labels(recipe: Recipe, config: Any, warnings: list[str]) -> list[str]:
-    where = str(recipe.teacher.model)
-    architectures = config.architectures or []
-    if architectures and not any("SequenceClassification" in name for name in architectures):
-        raise BadInput(
-            f"is a {architectures[0]}, not a sequence classifier",
-            where=where,
-            todo="Fine-tune it on the task first.",
-        )
-    names = [str(config.id2label[i]) for i in sorted(config.id2label, key=int)]
-    asked = recipe.data.labels
-    if len(names) < 2:
-        raise BadInput(f"has {len(names)} label", where=where, todo="A classifier needs at least two.")
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
-        if asked is None:
-            warnings.append("the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names")
-            return names
-        if len(asked) != len(names):
-            raise BadInput(f"data.labels names {len(asked)}, the teacher has {len(names)}", where="recipe")
-        if len(set(asked)) != len(asked):
-            raise BadInput("data.labels names one label twice", where="recipe")
-        return list(asked)
-    if asked is not None and list(asked) != names:
-        if sorted(asked) == sorted(names):
-            first = next(i for i, (a, b) in enumerate(zip(asked, names, strict=True)) if a != b)
-            raise BadInput(
-                f"data.labels has another order than the teacher's (label {first} is '{names[first]}' there)",
-                where="recipe",
-                todo="Use the teacher's order, or leave data.labels out.",
-            )
-        lost = sorted(set(asked) ^ set(names))[0]
-        raise BadInput(f"data.labels and the teacher's labels differ (e.g. '{lost}')", where="recipe")
+def _labels(recipe: Recipe, task: Any, config: Any, warnings: list[str]) -> list[str]:
+    try:
+        names: list[str] = task.labels(config, recipe.data.labels)
+    except BadInput as error:
+        raise BadInput(error.what, where=error.where or str(recipe.teacher.model), todo=error.todo) from None
+    if names and all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        warnings.append("the teacher names its labels LABEL_0, LABEL_1, ...; set data.labels to their real names")
     return names
 
 
@@ -148,7 +161,7 @@ def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list
             example = task.example(row, labels)
         except BadInput as error:
             todo = error.todo
-            if labels[0] == "LABEL_0":
+            if labels and labels[0] == "LABEL_0":
                 todo = "The teacher's labels have no names: set data.labels to them, in its order."
             raise BadInput(error.what, where=f"{source} row {number}", todo=todo) from None
         examples.append(dict(example))
@@ -159,8 +172,8 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
     data = recipe.data
     assert data.train is not None
     splits = {"train": _examples(recipe, task, data.train, labels)}
-    seen = {example["label"] for example in splits["train"]}
-    if len(seen) < 2:
+    seen = {label for example in splits["train"] for label in _classes(example)}
+    if labels and len(seen) < 2:
         only = labels[seen.pop()]
         raise BadInput(f"every row has the label '{only}'", where=data.train, todo="A classifier needs two classes.")
     if len(seen) < len(labels):
@@ -170,7 +183,7 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
         if source:
             splits[name] = _examples(recipe, task, source, labels)
         else:
-            kept, held = split.hold_out(splits["train"], fraction, recipe.seed, task.sample_text)
+            kept, held = split.hold_out(splits["train"], fraction, recipe.seed, task.group_text)
             splits["train"], splits[name] = kept, held
     for name in SPLITS:
         empty = sum(not task.sample_text(example) for example in splits[name])
@@ -181,11 +194,15 @@ def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -
     return splits
 
 
-def _unlabelled(recipe: Recipe, task: Any, splits: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _classes(example: dict[str, Any]) -> list[int]:
+    """The class ids that occur in an example: its label, or its units' tags."""
+    return [example["label"]] if "label" in example else list(example.get("tags", []))
+
+
+def _unlabelled(recipe: Recipe, task: Any, held: set[str]) -> list[dict[str, Any]]:
     if not recipe.data.unlabelled:
         return []
     rows = load.read_table(recipe.data.unlabelled, task.TEXT_COLUMNS, recipe.data.columns)
-    held = {task.sample_text(e) for name in ("validation", "test") for e in splits[name]}
     texts: dict[str, dict[str, Any]] = {}
     for row in rows:
         example = dict(task.example(row, []))
@@ -198,10 +215,38 @@ def _unlabelled(recipe: Recipe, task: Any, splits: dict[str, list[dict[str, Any]
     return examples
 
 
-def _lengths(task: Any, tokenizer: Any, splits: dict[str, Any], limit: int, warnings: list[str]) -> Facts:
+def _augmented(
+    recipe: Recipe, task: Any, train: list[dict[str, Any]], held: set[str], inputs: Inputs, warnings: list[str]
+) -> tuple[list[dict[str, Any]], Facts | None]:
+    """Changed copies of the training texts, each with its method and the row it came from."""
+    settings = recipe.data.augment
+    if not settings.copies:
+        return [], None
+    if task.TEXT_COLUMNS != ("text",):
+        raise BadInput(
+            f"{recipe.task} has no text to change",
+            where="data.augment",
+            todo="Set data.augment.copies to 0, or give data.unlabelled.",
+        )
+    made = augment.augment(
+        [task.sample_text(example) for example in train],
+        settings.copies,
+        settings.methods,
+        recipe.seed,
+        exclude=held,
+        teacher=str(recipe.teacher.model),
+        revision=recipe.teacher.revision,
+        progress=inputs.progress,
+    )
+    warnings += made.warnings
+    rows = [{**task.example({"text": one.text}, []), "source": one.source, "method": one.method} for one in made.texts]
+    return rows, made.facts
+
+
+def _lengths(task: Any, processor: Any, splits: dict[str, Any], limit: int, warnings: list[str]) -> Facts:
     cut, tokens = {}, []
     for name in SPLITS:
-        full = [len(one["input_ids"]) for one in task.encode(tokenizer, splits[name], 1_000_000)]
+        full = [len(one["input_ids"]) for one in task.encode(processor, splits[name], 1_000_000)]
         cut[name] = round(sum(n > limit for n in full) / len(full), 6)
         if cut[name] > 0.01:
             warnings.append(f"{cut[name]:.1%} of the {name} texts are longer than {limit} tokens and are cut")

@@ -1,90 +1,113 @@
-"""The distill stage: cache in, student out; as ``baseline`` the same student without a teacher.
+"""The distill stage: knowledge in, student out; as ``baseline`` the same student without a teacher.
 
-Both train for the same number of steps. The validation split chooses the checkpoint; the test split is only
-ever reported.
+Both train for the same number of steps, the baseline on the labelled rows alone (it is the teacher that labels the
+others). The validation split chooses the checkpoint; the test split is only ever reported.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from edgekd import registry
-from edgekd.artifact import SCRATCH, Facts, Inputs, write_json
-from edgekd.data.stage import read_split
-from edgekd.distill import student, trainer
-from edgekd.losses.logits import forward_kl
-from edgekd.recipe import Recipe
-from edgekd.teach import transformers
+from edgekd import processes, registry
+from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
+from edgekd.data.stage import TRANSFER, read_split
+from edgekd.distill import pruning, sources, student, trainer, vocabulary
+from edgekd.losses import find
+from edgekd.outputs import save_outputs
+from edgekd.recipe import Recipe, Term
+from edgekd.teach import knowledge, transformers
 from edgekd.teach.cache import read_logits
-from edgekd.teach.stage import load_tokenizer
+
+TEST_LOGITS = "test_logits.safetensors"
+IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
-    settings, tokenizer = recipe.distill, load_tokenizer(data.path)
-    pad_token_id = data.facts["pad_token_id"]
-    splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", "unlabelled")}
-    encoded = {name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
-    logits = {name: read_logits(teach, name) for name in encoded}
-
-    names = ["train", *(["unlabelled"] if splits["unlabelled"] else [])]
-    per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
-    used = names if kind == "student" else ["train"]
-    rows = trainer.Rows(
-        encoded=[one for name in used for one in encoded[name]],
-        labels=[example.get("label", -100) for name in used for example in splits[name]],
-        teacher_NC=torch.cat([logits[name] for name in used]) if kind == "student" else None,
-        pad_token_id=pad_token_id,
-    )
+    settings, taught = recipe.distill, kind == "student"
     teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
-    model = student.make(settings.student, teacher, transformers.model_class(task.AUTO_TASK), recipe.seed)
-    del teacher
+    start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    model, pad_token_id = start.model, start.pad_token_id
+    splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
+    encoded = {
+        name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
+    }
+    teacher_outputs = {name: read_logits(teach, name) for name in ("validation", "test")}
+
+    names = ["train", *(name for name in TRANSFER if splits[name])]
+    used = names if taught else ["train"]
+    lessons = lessons_of(recipe, task, model, teacher) if taught else []
+    rows = trainer.Rows(
+        task=task,
+        encoded=[one for name in used for one in encoded[name]],
+        targets=[one for name in used for one in task.targets(splits[name])],
+        pad_token_id=pad_token_id,
+        source=_source(recipe, task, data, teach, used, teacher, lessons) if taught else None,
+        aligned=_aligned(recipe, task, data, {name: splits[name] for name in used}, encoded, start) if taught else None,
+    )
+    if not recipe.teach.online:
+        del teacher
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
-        found_NC = trainer.predict(model, encoded["validation"], pad_token_id)
-        metrics = task.metrics(found_NC.numpy(), splits["validation"], logits["validation"].numpy())
-        return {**metrics, "kl": forward_kl(found_NC, logits["validation"]).item()}
+        found = transformers.predict(model, task, encoded["validation"], pad_token_id)
+        goal = teacher_outputs["validation"]
+        metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
+        return {**metrics, "distance": distance(task, found, goal)}
 
     def better(entry: dict[str, float]) -> tuple[float, ...]:
-        return (entry[f"eval_{task.HEADLINE}"], -entry["eval_kl"] if kind == "student" else 0.0)
+        if not taught:
+            return (entry[f"eval_{task.HEADLINE}"],)
+        order = (entry[f"eval_{task.HEADLINE}"], -entry["eval_distance"])
+        return order if settings.choose == "metric" else order[::-1]
 
-    began, max_steps = time.monotonic(), max(1, round(settings.epochs * per_epoch))
+    per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
+    max_steps = settings.max_steps or max(1, round(settings.epochs * per_epoch))
+    parameters = float(sum(p.numel() for p in model.parameters()))
+    began = time.monotonic()
     history = trainer.train(
         model,
         rows,
         settings,
-        alpha=settings.alpha if kind == "student" else 1.0,
+        lessons,
         max_steps=max_steps,
         evaluate_every=min(max(1, round(settings.evaluate_every * per_epoch)), max_steps),
         seed=recipe.seed,
         scratch=out / SCRATCH,
-        hard_loss=task.hard_loss,
         judge=judge,
         better=better,
         progress=inputs.progress,
+        evaluated=lambda step, steps, metrics: inputs.evaluated(step, steps, {**metrics, "parameters": parameters}),
     )
     seconds = time.monotonic() - began
     model = model.cpu().eval()
-    student.save(model, data.path / "tokenizer", out / "model")
-    test_NC = trainer.predict(model, encoded["test"], pad_token_id)
-    save_file({"logits": test_NC}, out / "test_logits.safetensors")
-    write_json(out / "history.json", history)
+    outputs = transformers.predict(model, task, encoded["test"], pad_token_id)
+    if processes.rank() == 0:
+        student.save(model, start.tokenizer, out / "model")
+        save_outputs(out / TEST_LOGITS, transformers.arrays(outputs))
+        write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
+    goal = transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         "shape": student.shape_of(model.config),
+        "vocabulary": start.vocabulary,
+        "rows": {name: len(splits[name]) for name in used},
+        "terms": terms(history, settings.losses or [default_term(task)]) if taught else [],
         "metrics": {
             "validation": _metrics(best),
-            "test": task.metrics(test_NC.numpy(), splits["test"], logits["test"].numpy()),
+            "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
         },
         "history": history,
         "best": {"step": best["step"], "epoch": best.get("epoch")},
@@ -92,7 +115,151 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "max_steps": max_steps,
         "seconds": seconds,
         "seconds_per_step": seconds / steps,
+        "pad_token_id": pad_token_id,
     }
+
+
+def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]) -> Facts:
+    """Size in each scheme, shape and cost of the student before training (``edgekd distill --dry-run``)."""
+    task = registry.load("tasks", recipe.task)
+    with tempfile.TemporaryDirectory() as work:
+        start = begin(recipe, task, data, transformers.load_teacher(recipe.teacher, task.AUTO_TASK), Path(work))
+    tokens = data.facts["lengths"].get("p50", 1)
+    return {
+        **student.summary(start.model, schemes, tokens),
+        "tokens": tokens,
+        "shape": student.shape_of(start.model.config),
+        "vocabulary": start.vocabulary,
+    }
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student before training, with its own processor (tokenizer) and where that one's files are."""
+
+    model: torch.nn.Module
+    processor: Any
+    tokenizer: Path
+    pad_token_id: int
+    vocabulary: Facts | None
+
+
+def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, work: Path) -> Start:
+    """The student that ``recipe.distill.student`` describes; a trimmed tokenizer is written under ``work``."""
+    shape, model_class = recipe.distill.student, transformers.model_class(task.AUTO_TASK)
+    if shape.model is not None:
+        folder = work / "tokenizer"
+        model = student.make(shape, teacher, model_class, recipe.seed)
+        student.copy_tokenizer(shape.model, folder)
+        return Start(model, task.processor(folder), folder, int(model.config.pad_token_id or 0), None)
+    tokenizer, kept, facts = data.path / "tokenizer", None, None
+    train = read_split(data.path, "train")
+    if shape.vocabulary is not None:
+        tokenizer, kept, facts = _trim(recipe, task, data, work / "tokenizer")
+    importance = None
+    if shape.prune == "importance":
+        importance = _importance(recipe, task, data, train[:: max(1, len(train) // IMPORTANCE_ROWS)], teacher)
+    positions = recipe.data.max_length if "input_ids" in task.INPUTS else None
+    model = student.make(
+        shape, teacher, model_class, recipe.seed, kept=kept, importance=importance, max_positions=positions
+    )
+    pad_token_id = data.facts["pad_token_id"] if kept is None else kept.index(data.facts["pad_token_id"])
+    return Start(model, task.processor(tokenizer), tokenizer, pad_token_id, facts)
+
+
+def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, list[int], Facts]:
+    """The teacher's tokenizer with the tokens of the training and transfer text; held-out text is not counted."""
+    old = data.path / "tokenizer"
+    processor = task.processor(old)
+    seen = [row for name in ("train", *TRANSFER) for row in read_split(data.path, name)]
+    ids = [one["input_ids"] for one in task.encode(processor, seen, recipe.data.max_length)]
+    source = json.loads((old / "tokenizer.json").read_text(encoding="utf-8"))
+    assert recipe.distill.student.vocabulary is not None
+    trimmed = vocabulary.trim(source, vocabulary.count(ids), recipe.distill.student.vocabulary)
+    vocabulary.write(old, trimmed, out)
+    texts = [task.sample_text(row) for row in read_split(data.path, "validation")]
+    outside = vocabulary.outside(processor, task.processor(out), trimmed.kept, texts)
+    return out, trimmed.kept, {"kept": len(trimmed.kept), "of": processor.get_vocab_size(), **outside}
+
+
+def _importance(recipe: Recipe, task: Any, data: Artifact, rows: Sequence[Any], teacher: torch.nn.Module) -> Any:
+    encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
+    targets = task.targets(rows)
+    batches = []
+    for picked in transformers.length_batches([transformers.length(one) for one in encoded], 32):
+        inputs = transformers.pad([encoded[i] for i in picked], data.facts["pad_token_id"], task.INPUTS)
+        batches.append((inputs, picked))
+
+    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        inputs, picked = batch
+        logits = task.logits(model(**inputs), inputs)
+        taken = [task.take(one, encoded[i]) for one, i in zip(logits, picked, strict=True)]
+        return task.hard_loss(task.stack(taken), [targets[i] for i in picked])
+
+    return pruning.importance(teacher, batches, loss)
+
+
+def lessons_of(recipe: Recipe, task: Any, model: torch.nn.Module, teacher: torch.nn.Module) -> list[trainer.Lesson]:
+    """The recipe's terms, each with what it compares."""
+    depth = (student.read(model.config, "layers"), student.read(teacher.config, "layers"))
+    terms = recipe.distill.losses or [default_term(task)]
+    return trainer.lessons_of(terms, lambda term: knowledge.links(term, *depth))
+
+
+def default_term(task: Any) -> Term:
+    """What is compared where the recipe names nothing: the task's own loss on the outputs."""
+    return Term(loss=task.SOFT, pool="output")
+
+
+def distance(task: Any, mine: transformers.Outputs, theirs: transformers.Outputs) -> float:
+    """The task's own loss between two sets of outputs, at temperature 1."""
+    loss, pair = find(task.SOFT), transformers.paired(task, mine, theirs)
+    return float(loss.function(*pair, 1.0) if loss.compares == "outputs" else loss.function(*pair))
+
+
+def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
+    """Each term's weight, last logged value and last measured share of the gradient."""
+
+    def last(key: str) -> float | None:
+        return next((entry[key] for entry in reversed(history) if key in entry), None)
+
+    named = trainer.lessons_of(losses, lambda term: [])
+    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named)]
+    found = [
+        {"name": name, "weight": weight, "value": last(name), "gradient_share": last(f"{name}_gradient_share")}
+        for name, weight in rows
+    ]
+    return [row for row in found if row["value"] is not None]
+
+
+def _source(
+    recipe: Recipe,
+    task: Any,
+    data: Artifact,
+    teach: Artifact,
+    used: Sequence[str],
+    teacher: torch.nn.Module,
+    lessons: Sequence[trainer.Lesson],
+) -> sources.Source:
+    names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
+    if not recipe.teach.online:
+        return sources.Cached(teach, used, names)
+    rows = [row for name in used for row in read_split(data.path, name)]
+    encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
+    return sources.Online(teacher, task, encoded, data.facts["pad_token_id"], names)
+
+
+def _aligned(
+    recipe: Recipe, task: Any, data: Artifact, splits: dict[str, Any], encoded: dict[str, Any], start: Start
+) -> torch.Tensor | None:
+    """Which rows student and teacher cut into as many tokens; None where they share the tokenizer."""
+    if start.tokenizer == data.path / "tokenizer" or "input_ids" not in task.INPUTS:
+        return None
+    processor, same = task.processor(data.path / "tokenizer"), []
+    for name, rows in splits.items():
+        theirs = task.encode(processor, rows, recipe.data.max_length)
+        same += [transformers.length(a) == transformers.length(b) for a, b in zip(encoded[name], theirs, strict=True)]
+    return torch.tensor(same)
 
 
 def _metrics(entry: dict[str, Any]) -> dict[str, float]:

@@ -1,14 +1,17 @@
-"""Training on transformers.Trainer with the teacher's logits from the cache.
+"""Training on transformers.Trainer, with the teacher's knowledge as one or several terms of the loss.
 
-loss = alpha * CE(labels) + (1 - alpha) * T^2 * KL(teacher || student), the KL also on unlabelled rows. The
-teacher is not in memory: its logits are gathered by row. Interrupted training resumes from the last complete
-checkpoint to the same bytes (CPU): batches follow from (seed, epoch), every decision from the logged history.
+loss = alpha * hard + (1 - alpha) * sum of weight * term. Terms compare outputs, hidden states, attention maps,
+query/key/value relations, or the relations between the samples of a batch; hard labels count where there are
+any, terms everywhere. Projections between widths belong to the training and never to the student. Interrupted
+training resumes from the last complete checkpoint to the same bytes (CPU): batches follow from (seed, epoch),
+every decision from the logged history. It runs under ``accelerate launch`` as it is.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +23,36 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from edgekd.artifact import Progress
+from edgekd import processes
+from edgekd.artifact import Evaluated, Progress, not_told
+from edgekd.distill.sources import Knowledge, Source
 from edgekd.errors import BadInput
-from edgekd.losses.logits import forward_kl
-from edgekd.recipe import Distill
-from edgekd.teach.transformers import length_batches, pad
+from edgekd.losses import find
+from edgekd.losses.features import project
+from edgekd.recipe import Distill, Term
+from edgekd.teach.knowledge import capture
+from edgekd.teach.transformers import Encoded, length, pad, paired
 
 COMPLETE = "COMPLETE"
 BUCKET = 50  # batches that are sorted by length together
 LOG_EVERY = 25
+SHARES_EVERY = 8 * LOG_EVERY  # steps between measurements of each term's gradient
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded examples of one split; ``label`` is -100 where there is none; ``teacher_NC`` None for the baseline."""
+    """Encoded training rows with their hard targets (None where there is none).
 
-    encoded: Sequence[dict[str, list[int]]]
-    labels: Sequence[int]
-    teacher_NC: torch.Tensor | None
+    ``source`` gives the teacher's knowledge by row; None for the baseline. ``aligned[i]`` says whether student and
+    teacher cut row i into as many tokens; where not, token-level terms leave the row out.
+    """
+
+    task: Any
+    encoded: Sequence[Encoded]
+    targets: Sequence[Any]
     pad_token_id: int
+    source: Source | None = None
+    aligned: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -47,19 +61,128 @@ class Rows:
         return row  # the collator looks rows up itself: one gather per batch
 
     def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Padded model inputs, ``label`` [B], and ``teacher_logits`` [B, C] where there are any."""
-        batch = pad([self.encoded[row] for row in rows], self.pad_token_id)
-        batch["label"] = torch.tensor([self.labels[row] for row in rows])
-        if self.teacher_NC is not None:
-            batch["teacher_logits"] = self.teacher_NC[rows]
-        return batch
+        """Padded model inputs and the row numbers (everything else is looked up by them)."""
+        batch = pad([self.encoded[row] for row in rows], self.pad_token_id, self.task.INPUTS)
+        return {**batch, "rows": torch.tensor(rows)}
+
+
+@dataclass(frozen=True)
+class Link:
+    """One comparison of a term: what of the student with what of the teacher (knowledge names)."""
+
+    student: str
+    teacher: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A term of the loss, ready to be computed: its function, what it compares, and with what."""
+
+    name: str
+    term: Term
+    links: tuple[Link, ...]
+
+    def value(
+        self,
+        task: Any,
+        student: Knowledge,
+        teacher: Knowledge,
+        mask_BS: torch.Tensor | None,
+        aligned_B: torch.Tensor,
+        projections: nn.ModuleDict,
+        temperature: float,
+    ) -> torch.Tensor:
+        """The term before its weight, a scalar: the mean over its links."""
+        values = []
+        for link in self.links:
+            mine, theirs = student[link.student], teacher[link.teacher]
+            if link.student == "logits":
+                mine, theirs = paired(task, mine, theirs)
+            elif (key := _key(self.name, link)) in projections:
+                mine = projections[key](mine)
+            values.append(self._compare(mine, theirs, mask_BS, aligned_B, temperature))
+        return torch.stack(values).mean()
+
+    def _compare(
+        self,
+        mine: torch.Tensor,
+        theirs: torch.Tensor,
+        mask_BS: torch.Tensor | None,
+        aligned_B: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        loss = find(self.term.loss)
+        if loss.compares == "outputs":
+            return loss.function(mine, theirs, temperature)
+        if loss.compares == "samples":
+            return loss.function(mine, theirs)
+        if mine.dim() == 2:  # pooled
+            return loss.function(mine[:, None], theirs[:, None], mine.new_ones(len(mine), 1))
+        if not aligned_B.any():
+            return mine.sum() * 0.0
+        mine, theirs = mine[aligned_B], theirs[aligned_B]
+        mask = mine.new_ones(mine.shape[0], mine.shape[-2]) if mask_BS is None else mask_BS[aligned_B]
+        longest = int(mask.sum(1).max())
+        arguments = (_cut(mine, longest), _cut(theirs, longest), mask[:, :longest])
+        return loss.function(*arguments, *([self.term.heads] if loss.compares == "relations" else []))
+
+
+def _cut(x: torch.Tensor, longest: int) -> torch.Tensor:
+    """[B, S, H] or [B, heads, S, S] cut to the longest aligned row."""
+    return x[:, :longest] if x.dim() == 3 else x[:, :, :longest, :longest]
+
+
+def _key(name: str, link: Link) -> str:
+    return f"{name}/{link.student}/{link.teacher}".replace(".", "_")
+
+
+class Learner(nn.Module):
+    """The student with the projections of its lessons: what is trained. Only ``student`` is kept."""
+
+    def __init__(self, student: nn.Module, projections: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.student, self.projections = student, nn.ModuleDict(projections)
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.student(**inputs)
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Passed on to the student."""
+        self.student.activation_checkpointing_enable(**settings)
+
+
+def learner(student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int) -> Learner:
+    """The student with a projection for every hidden state whose width differs from the teacher's."""
+    wanted = [
+        (lesson, link) for lesson in lessons if find(lesson.term.loss).compares == "hidden" for link in lesson.links
+    ]
+    if not wanted or rows.source is None:
+        return Learner(student, {})
+    training = student.training
+    student.eval()
+    inputs = pad([rows.encoded[0]], rows.pad_token_id, rows.task.INPUTS)
+    with torch.no_grad(), capture(student, [link.student for _, link in wanted]) as mine:
+        student(**inputs)
+    student.train(training)
+    theirs = rows.source([0])
+    torch.manual_seed(seed)
+    projections = {
+        _key(lesson.name, link): project(mine[link.student].shape[-1], theirs[link.teacher].shape[-1])
+        for lesson, link in wanted
+        if mine[link.student].shape[-1] != theirs[link.teacher].shape[-1]
+    }
+    return Learner(student, projections)
 
 
 class LengthGrouped(Sampler[int]):
-    """Rows shuffled by (seed, epoch), then sorted by length within buckets, the batches shuffled again."""
+    """Rows shuffled by (seed, epoch), then sorted by length within buckets, the batches shuffled again.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    ``group`` consecutive rows (a sentence pair) stay together in one batch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, group: int = 1) -> None:
+        self.lengths, self.seed, self.epoch, self.group = lengths, seed, 0, group
+        self.batch_size = max(1, batch_size // group)  # in groups
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -69,33 +192,56 @@ class LengthGrouped(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.lengths))
+        lengths = [max(self.lengths[i : i + self.group]) for i in range(0, len(self.lengths), self.group)]
+        order = random.permutation(len(lengths))
         size = self.batch_size * BUCKET
         batches = []
         for start in range(0, len(order), size):
-            bucket = sorted(order[start : start + size], key=lambda row: self.lengths[row])
+            bucket = sorted(order[start : start + size], key=lambda row: lengths[row])
             batches += [bucket[i : i + self.batch_size] for i in range(0, len(bucket), self.batch_size)]
         full = [batch for batch in batches if len(batch) == self.batch_size]
         rest = [row for batch in batches if len(batch) < self.batch_size for row in batch]
-        for i in random.permutation(len(full)):
-            yield from map(int, full[i])
-        yield from map(int, rest)
+        for one in [*(full[i] for i in random.permutation(len(full))), rest]:
+            yield from (int(row) * self.group + k for row in one for k in range(self.group))
 
 
-def predict(model: nn.Module, encoded: Sequence[dict[str, list[int]]], pad_token_id: int) -> torch.Tensor:
-    """Logits [N, C] float32 in row order, in eval mode, in length-sorted batches of fixed composition."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    out: torch.Tensor | None = None
-    with torch.inference_mode():
-        for rows in length_batches([len(one["input_ids"]) for one in encoded], 64):
-            batch = {k: v.to(device) for k, v in pad([encoded[row] for row in rows], pad_token_id).items()}
-            logits_BC = model(**batch).logits.float().cpu()
-            out = logits_BC.new_empty((len(encoded), logits_BC.shape[1])) if out is None else out
-            out[rows] = logits_BC
-    model.train(training)
-    assert out is not None
-    return out.clone()
+def values(
+    model: nn.Module,
+    bare: Learner,
+    rows: Rows,
+    lessons: Sequence[Lesson],
+    inputs: dict[str, torch.Tensor],
+    numbers: Sequence[int],
+    alpha: float,
+    temperature: float,
+) -> tuple[Any, dict[str, tuple[float, torch.Tensor]]]:
+    """The model's outputs for these rows, and of every part of the loss its weight and its value.
+
+    ``model`` is ``bare``, or what accelerate wrapped it in; the loss is the sum of weight * value.
+    """
+    lessons = [lesson for lesson in lessons if lesson.term.weight] if rows.source is not None and alpha < 1 else []
+    names = sorted({link.student for lesson in lessons for link in lesson.links} - {"logits"})
+    with capture(bare.student, names) if names else nullcontext({}) as captured:
+        outputs = model(**inputs)
+    logits = rows.task.logits(outputs, inputs).float()
+    made = logits
+    if rows.task.PER_UNIT:
+        made = [rows.task.take(one, rows.encoded[row]) for one, row in zip(logits, numbers, strict=True)]
+    found: dict[str, tuple[float, torch.Tensor]] = {}
+    if alpha > 0:
+        targets = [rows.targets[row] for row in numbers]
+        found["hard"] = (alpha, rows.task.hard_loss(rows.task.stack(made), targets))
+    if lessons:
+        assert rows.source is not None
+        teacher = _moved(rows.source(numbers), logits.device)
+        student = {"logits": made, **captured}
+        mask_BS = inputs.get("attention_mask")
+        aligned_B = torch.ones(len(numbers), dtype=torch.bool) if rows.aligned is None else rows.aligned[list(numbers)]
+        aligned_B = aligned_B.to(logits.device)
+        for lesson in lessons:
+            value = lesson.value(rows.task, student, teacher, mask_BS, aligned_B, bare.projections, temperature)
+            found[lesson.name] = ((1 - alpha) * lesson.term.weight, value)
+    return outputs, found
 
 
 class Distiller(Trainer):
@@ -104,34 +250,36 @@ class Distiller(Trainer):
     def __init__(
         self,
         *,
-        hard_loss: Callable[..., Any],
-        alpha: float,
-        temperature: float,
+        lessons: Sequence[Lesson],
+        settings: Distill,
+        alpha: Callable[[float], float],
         judge: Callable[[nn.Module], dict[str, float]],
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
-        self.hard_loss, self.alpha, self.temperature, self.judge = hard_loss, alpha, temperature, judge
+        self.lessons, self.settings, self.alpha, self.judge = lessons, settings, alpha, judge
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, *_: Any) -> LengthGrouped:
         rows = self.train_dataset
-        lengths = [len(one["input_ids"]) for one in rows.encoded]
-        return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        lengths = [length(one) for one in rows.encoded]
+        return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed, rows.task.GROUP)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        labels, teacher_BC = inputs.pop("label"), inputs.pop("teacher_logits", None)
-        outputs = model(**inputs)
-        loss = outputs.logits.new_zeros(())
-        if self.alpha > 0:
-            ce = self.hard_loss(outputs.logits, {"label": labels}) / len(labels)
-            self.terms.setdefault("ce", []).append(ce.detach())
-            loss = loss + self.alpha * ce
-        if teacher_BC is not None and self.alpha < 1:
-            kl = forward_kl(outputs.logits, teacher_BC, self.temperature)
-            self.terms.setdefault("kl", []).append(kl.detach())
-            loss = loss + (1 - self.alpha) * kl
+        numbers = inputs.pop("rows").tolist()
+        share = self.state.global_step / max(1, self.state.max_steps)
+        temperature = _between(self.settings.temperature, self.settings.temperature_end, share)
+        bare = self.accelerator.unwrap_model(model)
+        outputs, found = values(
+            model, bare, self.train_dataset, self.lessons, inputs, numbers, self.alpha(share), temperature
+        )
+        for name, (_, value) in found.items():
+            self._note(name, value)
+        parts = {name: weight * value for name, (weight, value) in found.items()}
+        if self.state.global_step % SHARES_EVERY == 0 and len(parts) > 1:
+            self._shares(bare.student, parts)
+        loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the training diverged: its loss is {loss.item()} in step {self.state.global_step + 1}",
@@ -140,8 +288,27 @@ class Distiller(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        self.terms.setdefault(name, []).append(value.detach())
+
+    def _shares(self, student: nn.Module, parts: dict[str, torch.Tensor]) -> None:
+        """Each term's share of the summed gradient norms, over all of the student's parameters."""
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        norms = {}
+        for name, part in parts.items():
+            if not part.requires_grad:
+                continue
+            gradients = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
+        total = sum(norms.values(), start=torch.zeros(()))
+        for name, norm in norms.items():
+            self._note(f"{name}_gradient_share", norm / total if total > 0 else torch.zeros(()))
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        found = {f"eval_{name}": value for name, value in self.judge(self.model).items()}
+        found = {
+            f"eval_{name}": value
+            for name, value in self.judge(self.accelerator.unwrap_model(self.model).student).items()
+        }
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -162,22 +329,27 @@ class Keeper(TrainerCallback):
         better: Callable[[dict[str, float]], tuple[float, ...]],
         patience: int,
         progress: Progress,
+        evaluated: Evaluated,
     ) -> None:
-        self.scratch, self.better, self.patience, self.progress = scratch, better, patience, progress
+        self.scratch, self.better, self.patience = scratch, better, patience
+        self.progress, self.evaluated = progress, evaluated
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps, "steps")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         seen = evaluations(state.log_history)
-        if best_of(seen, self.better) is seen[-1]:
-            save_best(model, self.scratch)
+        if best_of(seen, self.better) is seen[-1] and state.is_world_process_zero:
+            save_best(model.student if isinstance(model, Learner) else model.module.student, self.scratch)
         if stalled(seen, self.better, self.patience):
             control.should_training_stop = True
+        told = {key.removeprefix("eval_"): value for key, value in seen[-1].items() if key.startswith("eval_")}
+        self.evaluated(state.global_step, state.max_steps, told)
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 def evaluations(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -201,35 +373,48 @@ def save_best(model: nn.Module, scratch: Path) -> None:
     temporary.replace(scratch / "best.safetensors")
 
 
+def lessons_of(terms: Sequence[Term], links: Callable[[Term], Sequence[tuple[str, str]]]) -> list[Lesson]:
+    """Terms with their links (student name, teacher name); a loss that occurs twice is numbered."""
+    seen: dict[str, int] = {}
+    made = []
+    for term in terms:
+        seen[term.loss] = seen.get(term.loss, 0) + 1
+        name = term.loss if seen[term.loss] == 1 else f"{term.loss}-{seen[term.loss]}"
+        made.append(Lesson(name, term, tuple(Link(*pair) for pair in links(term))))
+    return made
+
+
 def train(
-    model: nn.Module,
+    student: nn.Module,
     rows: Rows,
     settings: Distill,
+    lessons: Sequence[Lesson],
     *,
-    alpha: float,
     max_steps: int,
     evaluate_every: int,
     seed: int,
     scratch: Path,
-    hard_loss: Callable[..., Any],
     judge: Callable[[nn.Module], dict[str, float]],
     better: Callable[[dict[str, float]], tuple[float, ...]],
     progress: Progress,
+    evaluated: Evaluated = not_told,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` in place to its best evaluated weights; returns the logged history.
+    """Train ``student`` in place to its best evaluated weights; returns the logged history.
 
-    Found checkpoints under ``scratch`` are resumed from (complete ones only).
+    Without a source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from
+    (complete ones only).
     """
     scratch.mkdir(parents=True, exist_ok=True)
     log_every = min(LOG_EVERY, settings.checkpoint_every)
+    taught = rows.source is not None
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=max_steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=round(settings.warmup * max_steps),
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.schedule,
         logging_steps=log_every,
         save_steps=max(1, settings.checkpoint_every // log_every) * log_every,
         save_total_limit=2,
@@ -237,26 +422,32 @@ def train(
         eval_steps=evaluate_every,
         seed=seed,
         data_seed=seed,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=True,
+        **({"activation_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
+    model = learner(student, lessons if taught else [], rows, seed)
     trainer = Distiller(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=rows,  # not read: `judge` evaluates
         data_collator=rows.collate,
-        callbacks=[Keeper(scratch, better, settings.patience, progress)],
-        hard_loss=hard_loss,
-        alpha=alpha,
-        temperature=settings.temperature,
+        callbacks=[Keeper(scratch, better, settings.patience, progress, evaluated)],
+        lessons=lessons if taught else [],
+        settings=settings,
+        alpha=(lambda share: _between(settings.alpha, settings.alpha_end, share)) if taught else (lambda share: 1.0),
         judge=judge,
     )
     trainer.remove_callback(_printer())
-    checkpoint = _last_complete(scratch)
+    checkpoint = _last_complete(scratch, trainer.args.process_index == 0)
+    trainer.accelerator.wait_for_everyone()
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else TrainerState()
     seen = evaluations(state.log_history)
     if state.global_step >= max_steps or stalled(seen, better, settings.patience):
@@ -268,8 +459,20 @@ def train(
     seen = evaluations(trainer.state.log_history)
     if not seen or seen[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
-    load_model(model, str(scratch / "best.safetensors"))
+    trainer.accelerator.wait_for_everyone()
+    load_model(student, str(scratch / "best.safetensors"))
     return [_without_clock(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
+
+
+def _between(start: float, end: float | None, share: float) -> float:
+    return start if end is None else start + (end - start) * share
+
+
+def _moved(knowledge: Knowledge, device: torch.device) -> Knowledge:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else [one.to(device) for one in value]
+        for name, value in knowledge.items()
+    }
 
 
 def _printer() -> Any:
@@ -278,13 +481,12 @@ def _printer() -> Any:
     return PrinterCallback
 
 
-def _last_complete(scratch: Path) -> Path | None:
+def _last_complete(scratch: Path, tidies: bool) -> Path | None:
     found = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in list(found):
-        if not (path / COMPLETE).is_file():
-            shutil.rmtree(path)
-            found.remove(path)
-    return found[-1] if found else None
+    complete = [path for path in found if (path / COMPLETE).is_file()]
+    for path in set(found) - set(complete) if tidies else ():
+        shutil.rmtree(path)
+    return complete[-1] if complete else None
 
 
 def _without_clock(entry: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ What was found to beat calibration alone, in every case tried (docs/log.md): hal
 text where there is any; the float student's logits and every layer's hidden states as the goal, and a little of
 the teacher's soft labels; no dropout; small steps; learned scales from a percentile start. Plain cross entropy or
 KL on the training text made it worse: there is no gradient left in text that the teacher fits. So the
-calibrated state is checkpoint 0, and the checkpoint with the lowest held-out KL to the float student wins: on
-a thousand rows a change of agreement is two or three texts, while the KL moves with every row.
+calibrated state is checkpoint 0, and the checkpoint with the lowest held-out distance (the task's own loss, a KL
+for most) to the float student wins: on a thousand rows a change of agreement is two or three texts, while the
+distance moves with every row.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgekd.artifact import Progress
+from edgekd.distill.sources import Source
 from edgekd.errors import BadInput
+from edgekd.losses import find
 from edgekd.losses.features import hidden_mse
-from edgekd.losses.logits import forward_kl
 from edgekd.quantize import reference
 from edgekd.recipe import Quantize
-from edgekd.teach.transformers import pad
+from edgekd.teach.transformers import TEXT_INPUTS, Encoded, gather, length, pad, paired
 
-Encoded = dict[str, list[int]]
 ZERO_POINT_RATE = 20.0  # the zero point moves in whole steps, the scale in shares of itself
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows to train on and the teacher's logits for them."""
+    """Rows to train on, and where the teacher's outputs for them come from (by row)."""
 
     encoded: Sequence[Encoded]
-    teacher_NC: torch.Tensor
+    source: Source
 
 
 def same_length_batches(encoded: Sequence[Encoded], size: int) -> list[list[int]]:
     """Indices in batches of equal length: no padding at all, so no padded token is ever calibrated on or scored."""
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(encoded):
-        groups.setdefault(len(row["input_ids"]), []).append(i)
+        groups.setdefault(length(row), []).append(i)
     return [rows[i : i + size] for _, rows in sorted(groups.items()) for i in range(0, len(rows), size)]
 
 
@@ -78,25 +79,42 @@ class Tails:
         return self.low[rank].item(), self.high[rank].item()
 
 
-def calibrate(model: nn.Module, encoded: Sequence[Encoded], percentile: float) -> None:
+def calibrate(
+    model: nn.Module, encoded: Sequence[Encoded], percentile: float, names: Sequence[str] = TEXT_INPUTS
+) -> None:
     """Set every activation range to the ``percentile`` (at either end) of what these rows give; 1.0 is min-max.
 
     Every value of every token counts once, padding never. A layer that does not run keeps the range it has.
     """
     model.eval()
     batches = same_length_batches(encoded, 16)
-    reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0))
-    tokens = sum(len(row["input_ids"]) for row in encoded)
+    reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0, names))
+    tokens = sum(length(row) for row in encoded) or len(encoded) * _tokens(model, pad([encoded[0]], 0, names))
     observers = {quantizer: Tails(percentile, tokens) for quantizer in reference.quantizers(model)}
     for quantizer, tails in observers.items():
         quantizer.observer = tails
     with torch.no_grad():
         for rows in batches:
-            model(**pad([encoded[i] for i in rows], 0))
+            model(**pad([encoded[i] for i in rows], 0, names))
     for quantizer, tails in observers.items():
         quantizer.observer = None
         if tails.count:
             quantizer.set_range(*tails.range())
+
+
+def _tokens(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """The most vectors that one layer reads for one row: what an image has for tokens."""
+    seen: list[int] = []
+
+    def note(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        seen.append(arguments[0].numel() // arguments[0].shape[-1])
+
+    hooks = [layer.register_forward_pre_hook(note) for _, layer in reference.layers(model)]
+    with torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return max(seen)
 
 
 def train(
@@ -104,6 +122,7 @@ def train(
     student: nn.Module,
     pools: Sequence[Pool],
     settings: Quantize,
+    task: Any,
     *,
     temperature: float,
     pad_token_id: int,
@@ -139,8 +158,8 @@ def train(
         rate = min(1.0, (step + 1) / 20) * (1 - step / settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        batch, teacher_BC = _batch(pools, settings.batch_size, seed, step, pad_token_id)
-        loss = _loss(model, student, batch, teacher_BC, settings, temperature)
+        rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id)
+        loss = _loss(model, student, task, rows, inputs, teacher, settings, temperature)
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the loss of quantization-aware training is {loss.item()} at step {step + 1}",
@@ -154,7 +173,7 @@ def train(
         progress(step + 1, settings.steps, "steps")
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
             trace.append({"step": step + 1, "loss": loss.item(), **judge(model)})
-            if trace[-1]["kl"] < min(entry["kl"] for entry in trace[:-1]):
+            if trace[-1]["distance"] < min(entry["distance"] for entry in trace[:-1]):
                 best = copy.deepcopy(model.state_dict())
             temporary = saved.with_suffix(".tmp")
             torch.save(
@@ -173,40 +192,54 @@ def train(
 
 
 def chosen(trace: Sequence[dict[str, Any]]) -> int:
-    """The step whose checkpoint won: lowest held-out KL to the float student, the earlier on a tie."""
-    return int(min(trace, key=lambda entry: (entry["kl"], entry["step"]))["step"])
+    """The step whose checkpoint won: lowest held-out distance to the float student, the earlier on a tie."""
+    return int(min(trace, key=lambda entry: (entry["distance"], entry["step"]))["step"])
 
 
 def _batch(
-    pools: Sequence[Pool], size: int, seed: int, step: int, pad_token_id: int
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    pools: Sequence[Pool], task: Any, size: int, seed: int, step: int, pad_token_id: int
+) -> tuple[list[Encoded], dict[str, torch.Tensor], Any]:
+    """Encoded rows, the model's inputs, and the teacher's outputs; rows that belong together (a pair) stay so."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    rows, logits = [], []
+    rows: list[Encoded] = []
+    outputs: list[torch.Tensor] = []
+    group = task.GROUP
     for i, pool in enumerate(pools):
-        share = (size + i) // len(pools)  # the shares add up to size
-        picked = torch.randint(0, len(pool.encoded), (share,), generator=generator).tolist()
+        share = max(1, (size // group + i) // len(pools))  # the shares add up to size
+        groups = torch.randint(0, len(pool.encoded) // group, (share,), generator=generator).tolist()
+        picked = [one * group + k for one in groups for k in range(group)]
         rows += [pool.encoded[i] for i in picked]
-        logits.append(pool.teacher_NC[picked])
-    return pad(rows, pad_token_id), torch.cat(logits)
+        outputs += list(pool.source(picked)["logits"])
+    return rows, pad(rows, pad_token_id, task.INPUTS), gather(task, outputs)
 
 
 def _loss(
     model: nn.Module,
     student: nn.Module,
-    batch: dict[str, torch.Tensor],
-    teacher_BC: torch.Tensor,
+    task: Any,
+    rows: Sequence[Encoded],
+    inputs: dict[str, torch.Tensor],
+    teacher: Any,
     settings: Quantize,
     temperature: float,
 ) -> torch.Tensor:
+    def outputs(found: Any) -> Any:
+        logits = task.logits(found, inputs)
+        return gather(task, [task.take(one, row) for one, row in zip(logits, rows, strict=True)])
+
     hidden = settings.hidden_weight > 0
     with torch.no_grad():
-        goal = student(**batch, output_hidden_states=hidden)
-    found = model(**batch, output_hidden_states=hidden)
-    loss = F.mse_loss(found.logits, goal.logits)
+        goal = student(**inputs, output_hidden_states=hidden)
+    found = model(**inputs, output_hidden_states=hidden)
+    mine = outputs(found)
+    loss = F.mse_loss(*paired(task, mine, outputs(goal)))
     if hidden:
-        pairs = zip(found.hidden_states[1:], goal.hidden_states[1:], strict=True)
-        terms = [hidden_mse(mine, theirs, batch["attention_mask"]) for mine, theirs in pairs]
+        states = list(zip(found.hidden_states[1:], goal.hidden_states[1:], strict=True))
+        mask = inputs.get("attention_mask", loss.new_ones(states[0][0].shape[:2]))
+        terms = [hidden_mse(ours, theirs, mask) for ours, theirs in states]
         loss = loss + settings.hidden_weight * torch.stack(terms).mean()
     if settings.teacher_weight > 0:
-        loss = loss + settings.teacher_weight * forward_kl(found.logits, teacher_BC, temperature)
+        soft, pair = find(task.SOFT), paired(task, mine, teacher)
+        term = soft.function(*pair, temperature) if soft.compares == "outputs" else soft.function(*pair)
+        loss = loss + settings.teacher_weight * term
     return loss

@@ -4,17 +4,22 @@
 hidden states and dynamic shapes keep working); ``convert`` replaces them by modules with explicit
 quantize/dequantize operators, the canonical form of docs/architecture.md. Weights are quantized by one function
 for both, so what was trained is what is shipped, bit for bit.
+
+The patch embedding of a vision transformer is a convolution only by name: its kernels never overlap. It becomes a
+linear layer, exactly. Any other convolution is refused, because it would stay in float and nobody would see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch import nn
+
+from edgekd.errors import BadInput
 
 qd = torch.ops.quantized_decomposed
 QMIN, QMAX = -128, 127  # activations: int8, affine
@@ -127,6 +132,34 @@ class QATEmbedding(nn.Embedding):
         return StraightThrough.apply(rows, (quantize_weight(flat, scale) * scale[:, None]).reshape_as(rows))
 
 
+class PatchLinear(nn.Module):
+    """A convolution whose kernels tile the image without overlap, as a linear layer of each patch: the same sums."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.patch_height, self.patch_width = convolution.kernel_size
+        weight_OI = convolution.weight.detach().flatten(1)
+        self.linear = nn.Linear(weight_OI.shape[1], len(weight_OI), bias=convolution.bias is not None)
+        self.linear.weight = nn.Parameter(weight_OI.clone())
+        if convolution.bias is not None:
+            self.linear.bias = convolution.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Model code casts the pixels to ``.weight.dtype``."""
+        return self.linear.weight
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, O, H / patch height, W / patch width]; no step has more than five axes (Core ML)."""
+        batch, channels, height, width = pixels_BCHW.shape
+        rows, columns = height // self.patch_height, width // self.patch_width
+        bands = pixels_BCHW.reshape(batch, channels, rows, self.patch_height, width).transpose(1, 2)
+        tiles = bands.reshape(batch, rows, channels * self.patch_height, columns, self.patch_width).transpose(2, 3)
+        patches_BPI = tiles.reshape(batch, rows * columns, channels * self.patch_height * self.patch_width)
+        found: torch.Tensor = self.linear(patches_BPI).transpose(1, 2).reshape(batch, -1, rows, columns)
+        return found
+
+
 class ReferenceLinear(nn.Module):
     """The canonical quantized linear layer: folded int8 weight, bias on the grid of the int32 accumulator."""
 
@@ -172,7 +205,15 @@ class ReferenceEmbedding(nn.Module):
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Swap every linear layer and every larger embedding table for its QAT class, in place; no dropout from here on."""
+    """Swap every linear layer and every larger embedding table for its QAT class, in place; no dropout from here on.
+
+    Raises BadInput for a convolution that is no patch embedding.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            if not _tiles(module):
+                raise BadInput(f"'{name}' is a convolution, which cannot be w8a8 yet", todo="fp32 works.")
+            model.set_submodule(name, PatchLinear(module))
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = QATLinear
@@ -182,6 +223,17 @@ def prepare(model: nn.Module) -> nn.Module:
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+def _tiles(convolution: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether each pixel is read by one kernel position, and by all channels."""
+    return (
+        isinstance(convolution, nn.Conv2d)
+        and tuple(convolution.kernel_size) == tuple(convolution.stride)
+        and convolution.padding in ((0, 0), "valid")
+        and tuple(convolution.dilation) == (1, 1)
+        and convolution.groups == 1
+    )
 
 
 def share_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:

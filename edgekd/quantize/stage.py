@@ -9,80 +9,87 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from edgekd import registry
-from edgekd.artifact import SCRATCH, Facts, Inputs, write_json
-from edgekd.data.stage import read_split
-from edgekd.distill.trainer import predict
-from edgekd.losses.logits import forward_kl
+from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
+from edgekd.data.stage import TRANSFER, read_split
+from edgekd.distill import sources
+from edgekd.distill import student as students
+from edgekd.distill.stage import distance
+from edgekd.outputs import save_outputs
 from edgekd.quantize import program, qat, reference
 from edgekd.recipe import Recipe
-from edgekd.teach.cache import read_logits
-from edgekd.teach.stage import load_tokenizer
-from edgekd.teach.transformers import model_class
+from edgekd.teach import transformers
 
-INPUTS = [{"name": "input_ids", "dtype": "int64"}, {"name": "attention_mask", "dtype": "int64"}]
-OUTPUTS = [{"name": "logits", "dtype": "float32"}]
+NOT_TOKENIZER = frozenset({"config.json", "generation_config.json"})
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write the Program (see docs/architecture.md). Variant: scheme; ``fp32`` has no teacher and nothing to choose."""
     task = registry.load("tasks", recipe.task)
-    data, scheme = inputs["data"], inputs.variant["scheme"]
-    tokenizer, length = load_tokenizer(data.path), recipe.data.max_length
-    student = model_class(task.AUTO_TASK).from_pretrained(inputs["distill"].path / "model", dtype=torch.float32).eval()
+    data, distilled, scheme = inputs["data"], inputs["distill"], inputs.variant["scheme"]
+    folder, length = distilled.path / "model", recipe.data.max_length
+    processor, pad_token_id = task.processor(folder), distilled.facts["pad_token_id"]
+    student = students.load(folder, transformers.model_class(task.AUTO_TASK)).eval()
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": [], "layers": []}
     if scheme == "fp32":
         model = student
     else:
-        model, facts = _quantized(recipe, inputs, task, student, out / SCRATCH)
-    exported = program.export(model, length, task.AUTO_TASK)
-    program.save(exported, out)
+        model, facts = _quantized(recipe, inputs, task, student, processor, pad_token_id, out / SCRATCH)
     test = read_split(data.path, "test")
-    encoded = task.encode(tokenizer, test, length)
+    encoded = task.encode(processor, test, length)
+    exported = program.export(model, task, encoded[0], length)
+    program.save(exported, out)
     integers = program.integer_module(exported)
-    logits_NC = program.run(integers, encoded)
-    save_file({"logits": logits_NC}, out / program.REFERENCE)
-    write_json(out / program.GOLDEN, program.golden(integers, [task.sample_text(e) for e in test], encoded))
-    for file in sorted((data.path / "tokenizer").iterdir()):
-        shutil.copy2(file, out / file.name)
+    outputs = program.run(integers, task, encoded)
+    arrays = [one.numpy() for one in outputs]
+    save_outputs(out / program.REFERENCE, arrays)
+    signature = program.signature(exported, task)
+    texts = [task.sample_text(row) for row in test]
+    write_json(out / program.GOLDEN, {"signature": signature, **program.golden(integers, task, texts, encoded)})
+    for file in sorted(folder.iterdir()):
+        if file.suffix != ".safetensors" and file.name not in NOT_TOKENIZER:
+            shutil.copy2(file, out / file.name)
     shutil.copy2(data.path / "labels.json", out / "labels.json")
+    values = torch.cat([one.flatten() for one in outputs])
     return {
         "scheme": scheme,
         **facts,
-        "metrics": {"test": task.metrics(logits_NC.numpy(), test)},
+        "metrics": {"test": task.metrics(arrays, test)},
         "max_length": length,
-        "inputs": INPUTS,
-        "outputs": OUTPUTS,
-        "pad_token_id": data.facts["pad_token_id"],
-        "logit_range": float(logits_NC.max() - logits_NC.min()),
+        **signature,
+        "pad_token_id": pad_token_id,
+        "logit_range": float(values.max() - values.min()),
     }
 
 
-def _quantized(recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scratch: Path) -> tuple[nn.Module, Facts]:
+def _quantized(
+    recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, processor: Any, pad_token_id: int, scratch: Path
+) -> tuple[nn.Module, Facts]:
     settings, data = recipe.quantize, inputs["data"]
-    tokenizer, pad_token_id = load_tokenizer(data.path), data.facts["pad_token_id"]
-    splits = {name: read_split(data.path, name) for name in ("train", "validation", "unlabelled")}
-    encoded = {name: task.encode(tokenizer, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
+    splits = {name: read_split(data.path, name) for name in ("train", "validation", *TRANSFER)}
+    encoded = {name: task.encode(processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     student.requires_grad_(False)
     model = reference.prepare(copy.deepcopy(student)).requires_grad_(True)
     count = min(settings.calibration_samples, len(encoded["train"]))
-    qat.calibrate(model, random.Random(recipe.seed).sample(encoded["train"], count), settings.percentile)
-    goal_NC = predict(student, encoded["validation"], pad_token_id)
+    some = random.Random(recipe.seed).sample(encoded["train"], count)
+    qat.calibrate(model, some, settings.percentile, task.INPUTS)
+    goal = transformers.predict(student, task, encoded["validation"], pad_token_id)
 
     def judge(model: nn.Module) -> dict[str, float]:
-        found_NC = predict(model, encoded["validation"], pad_token_id)
+        found = transformers.predict(model, task, encoded["validation"], pad_token_id)
+        agreed = task.agree(transformers.arrays(found), transformers.arrays(goal))
+        mine, theirs = transformers.paired(task, found, goal)
         return {
-            "agreement": (found_NC.argmax(-1) == goal_NC.argmax(-1)).float().mean().item(),
-            "kl": forward_kl(found_NC, goal_NC).item(),
-            "mean_abs_delta": (found_NC - goal_NC).abs().mean().item(),
+            "agreement": float(agreed.mean()),
+            "distance": distance(task, found, goal),
+            "mean_abs_delta": (mine - theirs).abs().mean().item(),
         }
 
     pools = [
-        qat.Pool(encoded[name], read_logits(inputs["teach"], name))
-        for name in ("train", "unlabelled")
+        qat.Pool(encoded[name], _source(recipe, task, data, inputs["teach"], name))
+        for name in ("train", *TRANSFER)
         if name in encoded
     ]
     scratch.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,7 @@ def _quantized(recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, sc
         student,
         pools,
         settings,
+        task,
         temperature=recipe.distill.temperature,
         pad_token_id=pad_token_id,
         seed=recipe.seed,
@@ -106,3 +114,12 @@ def _quantized(recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, sc
     calibration = {"samples": count, "percentile": settings.percentile, "seed": recipe.seed}
     facts = {"method": "qat" if step else "ptq", "chosen_step": step, "trace": trace, "layers": layers}
     return reference.convert(model), {**facts, "calibration": calibration}
+
+
+def _source(recipe: Recipe, task: Any, data: Artifact, teach: Artifact, split: str) -> sources.Source:
+    """The teacher's outputs for one split: from the cache or, where there is none, from the teacher."""
+    if not recipe.teach.online:
+        return sources.Cached(teach, [split], ["logits"])
+    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
+    encoded = task.encode(task.processor(data.path / "tokenizer"), read_split(data.path, split), recipe.data.max_length)
+    return sources.Online(teacher, task, encoded, data.facts["pad_token_id"], ["logits"])

@@ -83,6 +83,7 @@ def document(run: RunFacts) -> Document:
         "teacher": {
             **_model(run.teach["metrics"]["test"], rows, teacher["parameters"], teacher.get("size_bytes")),
             "name": teacher["name"],
+            "members": [dict(member) for member in teacher.get("members") or []],
             "architecture": teacher.get("architecture"),
             "latency": headline_row(summaries, "teacher", "fp32"),
         },
@@ -116,6 +117,9 @@ def _distilled(facts: Facts, rows: int | None, latency: Facts | None) -> Documen
     return {
         **_model(facts["metrics"]["test"], rows, parameters, 4 * parameters),  # its float32 weights
         "shape": facts.get("shape"),
+        "terms": [dict(term) for term in facts.get("terms") or []],
+        "rows": dict(facts.get("rows") or {}),
+        "vocabulary": facts.get("vocabulary"),
         "steps": facts.get("steps"),
         "seconds": facts.get("seconds"),
         "latency": latency,
@@ -231,6 +235,11 @@ def headline_row(summaries: Sequence[Facts], target: str, scheme: str) -> Docume
     return dict(min((r for r in good if r["device"] == device), key=lambda r: (r["threads"], r["tokens"])))
 
 
+def input_length(row: Facts) -> str:
+    """What a measurement was fed, in words: ``14 tokens``, or ``one image``."""
+    return "one image" if row.get("length") == "image" else f"{row['tokens']} tokens"
+
+
 def curves(history: Sequence[Facts], headline: str) -> dict[str, list[list[float]]]:
     """``{"loss": [[step, value], ..], "validation": [[step, value], ..]}`` from a trainer's log."""
     found: dict[str, list[list[float]]] = {"loss": [], "validation": []}
@@ -265,7 +274,7 @@ def bench_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in facts["summaries"]:
         name = row["target"] if row["target"] in ("teacher", "student") else f"{row['target']}-{row['scheme']}"
-        where = [name, row["device"], str(row["threads"]), str(row["tokens"])]
+        where = [name, row["device"], str(row["threads"]), "image" if row["length"] == "image" else str(row["tokens"])]
         if row["error"]:
             rows.append([*where, *["-"] * 6, row["error"]])
             continue

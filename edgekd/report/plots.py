@@ -95,6 +95,16 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
     return _svg(title, told, body)
 
 
+STYLE = """.plot{font:13px system-ui,sans-serif;background:#fff}.frame,.grid{stroke:#bbb;fill:none}text{fill:#333}
+.g0{fill:#8a8a8a;stroke:#8a8a8a}.g1{fill:#0b6e99;stroke:#0b6e99}.leader{stroke:#bbb}"""
+
+
+def alone(plot: str) -> str:
+    """The plot as a file of its own, with the colours that a page would give it."""
+    head, tail = plot.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{STYLE}</style>{tail}\n'
+
+
 def mark(shape: int, group: int, x: float, y: float, size: float = 6) -> str:
     """One mark of a series."""
     kind = SHAPES[shape % len(SHAPES)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekd.measurement import FLAGS
 from edgekd.report import plots
-from edgekd.report.build import number
+from edgekd.report.build import input_length, number
 
 Document = Mapping[str, Any]
 
@@ -36,6 +36,7 @@ def html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty)
+    environment.filters.update(words=words, share=share)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
@@ -45,6 +46,7 @@ def html(document: Document) -> str:
         plots=markup,
         keys=keys,
         cards=cards(document),
+        others=other_metrics(document),
     )
     return text
 
@@ -57,6 +59,26 @@ def pretty(value: Any) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """``0.9312`` -> ``93.1 %``, with a space that does not break."""
     return DASH if value is None else f"{100 * value:.{digits}f}{NBSP}%"
+
+
+def share(name: str, value: float | None) -> str:
+    """A metric other than the headline: calibration error as it is, all others in percent."""
+    return (DASH if value is None else f"{value:.3f}") if name == "ece" else percent(value)
+
+
+METRICS = {"ece": "calibration error", "macro_f1": "macro F1", "span_f1": "span F1", "f1": "F1"}
+
+
+def words(name: str) -> str:
+    """A metric's name for people: ``span_f1`` -> ``span F1``, ``exact_match`` -> ``exact match``."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def other_metrics(document: Document) -> list[str]:
+    """Metrics of teacher and student beside the headline, in the task's order."""
+    known = [name for kind in ("teacher", "student") for name in document[kind]["metrics"]]
+    skipped = {document["headline"], "teacher_agreement"}
+    return [name for name in dict.fromkeys(known) if name not in skipped and not name.endswith("_ci")]
 
 
 def points(value: float | None) -> str:
@@ -93,7 +115,7 @@ def cards(document: Document) -> list[dict[str, str]]:
     kept = student["metrics"][name] / teacher["metrics"][name] if teacher["metrics"][name] else None
     found = [
         {
-            "label": f"{name}, teacher to student",
+            "label": f"{words(name)}, teacher to student",
             "value": f"{percent(teacher['metrics'][name])} → {percent(student['metrics'][name])}",
             "note": f"{percent(kept)} of the teacher's kept" if kept is not None else "",
         }
@@ -120,7 +142,7 @@ def cards(document: Document) -> list[dict[str, str]]:
         times = f", {versus['p50_ms'] / row['p50_ms']:.1f} times faster than the teacher" if versus else ""
         found.append(
             {
-                "label": f"fastest that passes, {row['tokens']} tokens",
+                "label": f"fastest that passes, {input_length(row)}",
                 "value": f"{number(row['p50_ms'])} ms",
                 "note": fast["name"] + times,
             }
@@ -143,7 +165,7 @@ def _keys(document: Document) -> dict[str, str]:
 
 
 def _plots(document: Document) -> dict[str, str]:
-    name = document["headline"]
+    name, label = document["headline"], words(document["headline"])
     colours, shapes = _groups(document)
     verified = [entry for entry in document["artifacts"] if entry["metrics"]]
 
@@ -167,23 +189,23 @@ def _plots(document: Document) -> dict[str, str]:
     return {
         "latency": plots.scatter(
             timed,
-            title=f"{name} against latency",
+            title=f"{label} against latency",
             x_label="median latency in ms (lower is better)",
-            y_label=f"{name} in % (higher is better)",
+            y_label=f"{label} in % (higher is better)",
             least=2,
         ),
         "size": plots.scatter(
             sized,
-            title=f"{name} against size",
+            title=f"{label} against size",
             x_label="file size in MB (lower is better)",
-            y_label=f"{name} in % (higher is better)",
+            y_label=f"{label} in % (higher is better)",
             least=2,
         ),
         "validation": plots.lines(
             [plots.Line([[s, 100 * v] for s, v in curves[kind]["validation"]], kind, n) for kind, n in kinds],
-            title=f"validation {name} while training",
+            title=f"validation {label} while training",
             x_label="step",
-            y_label=f"validation {name} in %",
+            y_label=f"validation {label} in %",
         ),
         "loss": plots.lines(
             [plots.Line(curves[kind]["loss"], kind, n) for kind, n in kinds],
@@ -196,7 +218,7 @@ def _plots(document: Document) -> dict[str, str]:
 
 def _table(document: Document) -> tuple[list[str], list[list[str]]]:
     name = document["headline"]
-    columns = ["", "verdict", name, "to teacher", "agrees", "MB", "p50 ms", "p90 ms", "to float", "peak MB"]
+    columns = ["", "verdict", words(name), "to teacher", "agrees", "MB", "p50 ms", "p90 ms", "to float", "peak MB"]
     goal = document["teacher"]["metrics"][name]
     models = [{**document[kind], "name": kind} for kind in ("teacher", "student", "baseline") if document[kind]]
     rows = []
@@ -248,7 +270,7 @@ def markdown(document: Document) -> str:
         *_md_table(columns, rows),
         "",
         *_md_table(
-            ["model", name, "parameters", "MB"],
+            ["model", words(name), "parameters", "MB"],
             [
                 [kind, percent(one["metrics"][name]), f"{one['parameters']:,}", megabytes(one["size_bytes"])]
                 for kind in ("teacher", "student", "baseline")
@@ -260,14 +282,20 @@ def markdown(document: Document) -> str:
     for entry in document["artifacts"]:
         lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
     lines += [""] if lines[-1] else []
+    terms = document["student"]["terms"]
+    if terms:
+        rows = [
+            [one["name"], number(one["weight"]), number(one["value"]), percent(one["gradient_share"])] for one in terms
+        ]
+        lines += [*_md_table(["learned from", "weight", "last value", "share of the gradient"], rows), ""]
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
-        lines += [f"The teacher added {points(gain['value'])} points of {name}{interval}.", ""]
+        lines += [f"The teacher added {points(gain['value'])} points of {words(name)}{interval}.", ""]
     timed = next((entry["latency"] for entry in document["artifacts"] if entry["latency"]), None)
     if timed:
         threads = f"{timed['threads']} thread{'s' if timed['threads'] != 1 else ''}"
-        lines += [f"Latency: median on {_md(timed['device'])}, {threads}, {timed['tokens']} tokens.", ""]
+        lines += [f"Latency: median on {_md(timed['device'])}, {threads}, {input_length(timed)}.", ""]
     return "\n".join([*lines, f"edgekd {document['edgekd']}, {document['created']}", ""])
 
 

@@ -6,12 +6,12 @@ inside the functions, so that names, suffixes and accepted schemes can be read w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekd.artifact import Facts
-from edgekd.errors import Environment
+from edgekd.artifact import Facts, read_json
+from edgekd.errors import BadInput, Environment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +24,10 @@ class Session(Protocol):
     observed: Facts
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """``input_ids`` and ``attention_mask``, int64 [1, S], S <= max_length -> logits, float32 [1, C].
+        """One example, by input name: ids and masks int64 [1, S], S <= max_length, pixels float32 [1, 3, H, W].
 
-        A session of a fixed-length artefact pads to that length itself (mask 0).
+        Gives the Program's logits, float32 [1, C], or [1, S, C] where it has one vector per token. A session of a
+        fixed-length artefact pads to that length itself (mask 0) and cuts the output back to S.
         """
         ...
 
@@ -46,11 +47,19 @@ class Target(Protocol):
     benchable: bool  # this host has a runtime worth timing
 
     def export(self, program: Path, out: Path, *, max_length: int) -> Facts:
-        """Write ``out/model<suffix>`` from the Program in folder ``program``; see docs/architecture.md for facts."""
+        """Write ``out/model<suffix>`` from the Program in folder ``program``; see docs/architecture.md for facts.
+
+        ``max_length`` counts tokens; a Program without a sequence (images) has the fact ``max_length`` None.
+        """
         ...
 
     def golden_bound(self, scheme: str, logit_range: float) -> float:
-        """Largest |difference| of a logit from the Program on the golden inputs; argued in the docstring."""
+        """Largest |difference| of a logit from the Program on the golden inputs; argued in the docstring.
+
+        ``logit_range`` = max - min of the golden logits, over all tokens where each has its own. A bound is a share of
+        it, so it holds for every task: a token's logits come from the same layers as a class's, and an embedding's
+        numbers (a unit vector of D, hence within about 3 / sqrt(D) of zero) shrink with their range.
+        """
         ...
 
     def open_session(self, artifact: Path, *, threads: int = 1) -> Session:
@@ -66,12 +75,71 @@ def load_program(program: Path) -> torch.export.ExportedProgram:
     return torch.export.load(program / "program.pt2")
 
 
-def specialise(program: torch.export.ExportedProgram, length: int) -> torch.export.ExportedProgram:
+def float_bound(logit_range: float) -> float:
+    """Bound of a float artefact: 1e-3 of the range, but never more than 1e-3.
+
+    Sums in another order differ by about 1e-6 relative per layer, so even deep models stay far below it.
+    """
+    return 1e-3 * min(1.0, logit_range)
+
+
+def read_signature(program: Path) -> tuple[list[Facts], list[Facts]]:
+    """Inputs and outputs of a Program (or of an artefact, which carries the same golden examples)."""
+    signature = read_json(program / "golden.json")["signature"]
+    return signature["inputs"], signature["outputs"]
+
+
+def has_sequence(value: Facts) -> bool:
+    """Whether one of its axes is the number of tokens."""
+    return "sequence" in value["shape"]
+
+
+def sizes(value: Facts, length: int) -> list[int]:
+    """Its shape for batch 1 and ``length`` tokens."""
+    fixed = {"batch": 1, "sequence": length}
+    return [fixed.get(size, size) for size in value["shape"]]
+
+
+def example(inputs: Sequence[Facts], length: int) -> tuple[torch.Tensor, ...]:
+    """Ones for every input, batch 1: what an exporter traces with."""
+    import torch
+
+    return tuple(torch.ones(sizes(one, length), dtype=getattr(torch, one["dtype"])) for one in inputs)
+
+
+def specialise(
+    program: torch.export.ExportedProgram, inputs: Sequence[Facts], length: int
+) -> torch.export.ExportedProgram:
     """The same Program for batch 1 and one fixed length: what static formats need."""
     import torch
 
-    example = (torch.zeros(1, length, dtype=torch.int64), torch.ones(1, length, dtype=torch.int64))
-    return torch.export.export(program.module(), example)
+    return torch.export.export(program.module(), example(inputs, length))
+
+
+def padded(inputs: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, np.ndarray]:
+    """One example in the shapes of a fixed-length file: tokens padded with zeros (mask 0), images as they are.
+
+    Raises BadInput where it is too long or an image of another size.
+    """
+    import numpy as np
+
+    made = {}
+    for name, shape in shapes.items():
+        array = inputs[name]
+        if len(shape) == 2:
+            tokens, length = array.shape[1], shape[1]
+            if tokens > length:
+                raise BadInput(f"{tokens} tokens; the artefact takes at most {length}", where=where)
+            array = np.pad(array, ((0, 0), (0, length - tokens)))
+        elif array.shape != tuple(shape):
+            raise BadInput(f"{name} of shape {array.shape}; the artefact takes {tuple(shape)}", where=where)
+        made[name] = array
+    return made
+
+
+def unpadded(logits: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Logits without the vectors of padded tokens: [1, L, C] -> [1, S, C]; [1, C] as it is."""
+    return logits[:, : next(iter(inputs.values())).shape[1]] if logits.ndim == 3 else logits
 
 
 def require(module: str, extra: str) -> Any:

@@ -6,21 +6,22 @@ A row of a text is never masked whole (the mask covers padding only), so the gua
 spelled as ``bmm``; all other arithmetic stays (a third of the time of a 64-token int8 encoder goes away).
 
 The sequence length stays dynamic (2 to ``max_length``), so a short text costs what it is, not what the longest
-could be. Refuses to write a file in which a matrix product or a quantize operator is left outside the delegate:
-it would run in slow float code and still look like a quantized artefact.
+could be. A ``.pte`` has no names for its inputs, so a constant method ``input_names`` tells them. Refuses to write
+a file in which a matrix product, a convolution or a quantize operator is left outside the delegate: it would run in
+slow float code and still look like a quantized artefact.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekd.artifact import Facts, write_atomic
 from edgekd.errors import BadInput, StepFailed
-from edgekd.targets._contract import Session, load_program, require
+from edgekd.targets._contract import Session, example, float_bound, has_sequence, load_program, read_signature, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,9 @@ slow = False
 benchable = True
 
 PASSES = ["attention without the guard for rows masked whole", "XNNPACK partition"]
+NAMES = "input_names"  # the method that returns them, with spaces between
 DELEGATED = (
+    "convolution",
     "linear",
     "addmm",
     "mm",
@@ -55,11 +58,11 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     300 texts and 6 layers: 92 % identical, the others off by up to 0.035 of the logits' range. The bound is three
     times that; a wrong scale or a lost layer moves logits by the range itself.
     """
-    return 1e-3 if scheme == "fp32" else 0.12 * logit_range
+    return float_bound(logit_range) if scheme == "fp32" else 0.12 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:
-    """Write ``out/model.pte`` for batch 1 and any length from 2 to ``max_length``.
+    """Write ``out/model.pte`` for batch 1 and any length from 2 to ``max_length`` (images have none).
 
     Facts beyond the contract's: ``delegates`` (XNNPACK calls) and ``portable_ops`` (operators left outside, counted).
     """
@@ -67,7 +70,12 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(legalise(load_program(program), max_length), partitioner=[XnnpackPartitioner()])
+    inputs, outputs = read_signature(program)
+    edge = to_edge_transform_and_lower(
+        legalise(load_program(program), inputs, max_length),
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={NAMES: " ".join(one["name"] for one in inputs)},
+    )
     outside = Counter(
         getattr(node.target, "__name__", str(node.target))
         for node in edge.exported_program().graph.nodes
@@ -84,15 +92,12 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         )
     file = out / f"model{suffix}"
     write_atomic(file, edge.to_executorch().buffer)
-    classes = _classes(edge.exported_program())
     return {
         "file": file.name,
         "size_bytes": file.stat().st_size,
-        "inputs": [
-            {"name": name, "dtype": "int64", "shape": [1, "sequence"]} for name in ("input_ids", "attention_mask")
-        ],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, classes]}],
-        "max_length": max_length,
+        "inputs": [_for_one(value) for value in inputs],
+        "outputs": [_for_one(value) for value in outputs],
+        "max_length": max_length if any(map(has_sequence, inputs)) else None,
         "fixed_length": False,
         "passes": PASSES,
         "delegates": delegates,
@@ -100,13 +105,19 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     }
 
 
-def legalise(program: torch.export.ExportedProgram, max_length: int) -> torch.export.ExportedProgram:
+def _for_one(value: Facts) -> Facts:
+    return value | {"shape": [1 if size == "batch" else size for size in value["shape"]]}
+
+
+def legalise(
+    program: torch.export.ExportedProgram, inputs: Sequence[Facts], max_length: int
+) -> torch.export.ExportedProgram:
     """The Program for batch 1 and dynamic length, its attention spelled for XNNPACK."""
     import torch
 
     length = torch.export.Dim("length", min=2, max=max_length)
-    example = tuple(torch.ones(1, max_length - 1, dtype=torch.int64) for _ in range(2))
-    one = torch.export.export(program.module(), example, dynamic_shapes=({1: length}, {1: length}))
+    dynamic = tuple({1: length} if has_sequence(one) else {} for one in inputs)
+    one = torch.export.export(program.module(), example(inputs, max_length - 1), dynamic_shapes=dynamic)
     return one.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attention})
 
 
@@ -153,15 +164,18 @@ class _Session:
         try:
             self._program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
             self._method = self._program.load_method("forward")
+            self._names = self._program.load_method(NAMES).execute([])[0].split()
         except (RuntimeError, ValueError) as error:
             raise StepFailed(f"ExecuTorch cannot open it ({error})", where=str(file)) from None
-        self._max_length = self._method.metadata.input_tensor_meta(0).sizes()[1]
+        largest = [self._method.metadata.input_tensor_meta(index).sizes() for index in range(len(self._names))]
+        self._largest = dict(zip(self._names, map(tuple, largest), strict=True))
+        lengths = [shape[1] for shape in largest if len(shape) == 2]
         self.observed: Facts = {
             "runtime": "ExecuTorch",
             "version": version("executorch"),
             "provider": "XNNPACK",
             "threads": portable_lib._threadpool_get_thread_count(),
-            "max_length": self._max_length,
+            "max_length": lengths[0] if lengths else None,
             "fixed_length": False,
             "caveats": [],
         }
@@ -170,11 +184,15 @@ class _Session:
         import numpy as np
         import torch
 
-        ids_1S, mask_1S = (np.ascontiguousarray(inputs[name], np.int64) for name in ("input_ids", "attention_mask"))
-        if not 1 <= ids_1S.shape[1] <= self._max_length:
-            raise BadInput(f"{ids_1S.shape[1]} tokens; the artefact takes 1 to {self._max_length}", where="executorch")
-        logits_1C = self._method.execute([torch.from_numpy(ids_1S), torch.from_numpy(mask_1S)])[0]
-        return logits_1C.numpy().astype(np.float32, copy=True)  # the runtime reuses its output memory
+        for name, largest in self._largest.items():
+            shape = inputs[name].shape
+            if len(largest) == 2 and not 1 <= shape[1] <= largest[1]:
+                raise BadInput(f"{shape[1]} tokens; the artefact takes 1 to {largest[1]}", where="executorch")
+            if len(largest) != 2 and shape != largest:
+                raise BadInput(f"{name} of shape {shape}; the artefact takes {largest}", where="executorch")
+        given = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._names]
+        logits: np.ndarray = self._method.execute(given)[0].numpy()
+        return logits.astype(np.float32, copy=True)  # the runtime reuses its output memory
 
     def close(self) -> None:
         self._method = self._program = None
@@ -183,8 +201,3 @@ class _Session:
 def _operator(name: str) -> str:
     """``quantized_decomposed.quantize_per_tensor.default`` -> ``quantize_per_tensor``."""
     return name.split(".")[1] if "." in name else name
-
-
-def _classes(program: Any) -> int:
-    output = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
-    return int(output.meta["val"].shape[-1])

@@ -2,22 +2,34 @@
 
 litert_torch folds the Program's own quantize/dequantize ops into int8 FULLY_CONNECTED layers, which XNNPACK
 runs in integers with the Program's scales. It recognises a weight only as quantize -> dequantize of a
-*float* constant, so each stored int8 weight is unfolded first, exactly. Nothing here chooses a scale.
+*float* constant, so each stored int8 weight is unfolded first, exactly. It would also round a float constant that
+is concatenated with a layer's output (a vision transformer's class token) to the output's scale, so such a constant
+is added instead. Nothing here chooses a scale.
 
-The file takes int32 ids and mask of exactly ``max_length`` tokens (shorter text is padded, mask 0), because
-the runtime plans kernels and memory for one shape. Its logits are int8 when the Program's are; the scale
-stands in the file and in the facts.
+The file takes int32 ids and masks of exactly ``max_length`` tokens (shorter text is padded, mask 0), or float32
+pixels, because the runtime plans kernels and memory for one shape. Its logits are int8 when the Program's are; the
+scale stands in the file and in the facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
 from edgekd.errors import BadInput, Environment
-from edgekd.targets._contract import load_program, require, specialise
+from edgekd.targets._contract import (
+    example,
+    float_bound,
+    has_sequence,
+    load_program,
+    padded,
+    read_signature,
+    require,
+    specialise,
+    unpadded,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +42,6 @@ accepts = frozenset({"fp32", "w8a8"})
 slow = False
 benchable = True
 
-INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 SIZE_LIMIT_BYTES = 2**31 - 1  # of a flatbuffer
 
@@ -47,45 +58,43 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     95 % identical, 2.8 % of the range; 6 layers, 91 % identical, 13 %). So this bound finds gross errors;
     agreement over the test split is the finer judge.
     """
-    return 1e-3 if scheme == "fp32" else 0.2 * logit_range
+    return float_bound(logit_range) if scheme == "fp32" else 0.2 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:
-    """Write ``out/model.tflite``: int32 ``input_ids`` and ``attention_mask`` [1, max_length] -> ``logits`` [1, C].
+    """Write ``out/model.tflite``: the Program's inputs for batch 1 and ``max_length`` tokens -> ``logits``.
 
     Same Program, same bytes. Raises Environment when litert_torch is missing.
     """
     litert_torch = require("litert_torch", extra)
-    import torch
-
-    exported = load_program(program)
+    (inputs, _), exported = read_signature(program), load_program(program)
+    names = [one["name"] for one in inputs]
     size_bytes = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size_bytes > SIZE_LIMIT_BYTES:
         raise BadInput(f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert")
-    module = specialise(exported, max_length).module()
+    module = specialise(exported, inputs, max_length).module()
     passes = legalise(module)
-    example = (torch.zeros(1, max_length, dtype=torch.int64), torch.ones(1, max_length, dtype=torch.int64))
     model = litert_torch.convert(
-        _named(module),
-        sample_kwargs=dict(zip(INPUTS, example, strict=True)),
+        _named(module, names),
+        sample_kwargs=dict(zip(names, example(inputs, max_length), strict=True)),
         quant_config=_static_quantization() if passes else None,
     )
     path = out / f"model{suffix}"
     path.write_bytes(model.model_content())
     signature = _interpreter(path).get_signature_runner()
-    inputs, outputs = signature.get_input_details(), signature.get_output_details()
+    details, sequence = signature.get_input_details(), any(map(has_sequence, inputs))
     return {
         "file": path.name,
         "size_bytes": path.stat().st_size,
-        "inputs": [_described(name, inputs[name]) for name in INPUTS],
-        "outputs": [_described(OUTPUT, outputs[OUTPUT])],
-        "max_length": max_length,
-        "fixed_length": True,
+        "inputs": [_described(name, details[name]) for name in names],
+        "outputs": [_described(OUTPUT, signature.get_output_details()[OUTPUT])],
+        "max_length": max_length if sequence else None,
+        "fixed_length": sequence,
         "passes": passes,
     }
 
 
-def _named(module: torch.nn.Module) -> torch.nn.Module:
+def _named(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
     """The module with named inputs and output: those become the names in the file's signature."""
     import torch
 
@@ -95,8 +104,8 @@ def _named(module: torch.nn.Module) -> torch.nn.Module:
             self.program = module
             self.training = False  # the exported graph is in evaluation mode and refuses .eval()
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {OUTPUT: self.program(input_ids, attention_mask)}
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {OUTPUT: self.program(*(inputs[name] for name in names))}
 
     return Named()
 
@@ -110,8 +119,13 @@ def _static_quantization() -> Any:
 
 
 def legalise(module: torch.fx.GraphModule) -> list[str]:
-    """Respell ``module`` in place for the converter; returns the names of the passes that acted."""
-    return [step.__name__ for step in (unfold_weights,) if step(module)]
+    """Respell ``module`` in place for the converter; returns the names of the passes that acted.
+
+    A float module is left alone.
+    """
+    if not unfold_weights(module):
+        return []
+    return [unfold_weights.__name__, *(step.__name__ for step in (add_constants, keep_inputs) if step(module))]
 
 
 def unfold_weights(module: torch.fx.GraphModule) -> int:
@@ -141,6 +155,73 @@ def unfold_weights(module: torch.fx.GraphModule) -> int:
     module.graph.eliminate_dead_code()
     module.recompile()
     return changed
+
+
+def add_constants(module: torch.fx.GraphModule) -> int:
+    """``cat([c, x])`` with a stored float ``c`` becomes ``pad(x) + pad(c)``, zeros where the other one stands.
+
+    Exact: a sum with zero. Returns the number of concatenations.
+    """
+    import torch
+
+    aten, changed = torch.ops.aten, 0
+    for node in list(module.graph.nodes):
+        if node.target is not aten.cat.default:
+            continue
+        parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        stored = [_stored(module, part) for part in parts]
+        if stored.count(None) != 1 or len(parts) == 1:
+            continue
+        place = next(index for index, value in enumerate(stored) if value is None)
+        computed = parts[place]
+        blank = torch.zeros(computed.meta["val"].shape)
+        whole = torch.cat([blank if value is None else value for value in stored], axis)
+        before, after = (sum(v.shape[axis] for v in side) for side in (stored[:place], stored[place + 1 :]))
+        padding = [0, 0] * (blank.ndim - 1 - axis % blank.ndim) + [before, after]
+        name = f"added_constant_{changed}"
+        module.register_buffer(name, whole)
+        with module.graph.inserting_before(node):
+            wide = module.graph.call_function(aten.constant_pad_nd.default, (computed, padding, 0.0))
+            total = module.graph.call_function(aten.add.Tensor, (wide, module.graph.get_attr(name)))
+        node.replace_all_uses_with(total)
+        changed += 1
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return changed
+
+
+def keep_inputs(module: torch.fx.GraphModule) -> int:
+    """Pixels pass two negations, so that the file takes them as float32.
+
+    Where the first thing that happens to an input is its quantization, the converter would leave that to the app.
+    Exact; what the converter can see through (a sum with zero, a maximum) does not help. Returns the number of inputs.
+    """
+    import torch
+
+    changed = 0
+    for node in module.graph.find_nodes(op="placeholder"):
+        if not node.meta["val"].is_floating_point():
+            continue
+        with module.graph.inserting_after(node):
+            once = module.graph.call_function(torch.ops.aten.neg.default, (node,))
+        with module.graph.inserting_after(once):
+            twice = module.graph.call_function(torch.ops.aten.neg.default, (once,))
+        node.replace_all_uses_with(twice, delete_user_cb=lambda user, once=once: user is not once)
+        changed += 1
+    module.recompile()
+    return changed
+
+
+def _stored(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor | None:
+    """The value of a stored tensor, expanded or not; None for what is computed from inputs."""
+    import torch
+
+    if node.op == "get_attr":
+        return _constant(module, node)
+    if node.target is torch.ops.aten.expand.default:
+        value = _stored(module, node.args[0])
+        return None if value is None else value.expand(node.args[1])
+    return None
 
 
 def _constant(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor:
@@ -183,33 +264,30 @@ class _Session:
         self._interpreter.allocate_tensors()
         signature = self._interpreter.get_signature_runner()
         self._inputs, self._output = signature.get_input_details(), signature.get_output_details()[OUTPUT]
-        self._length = int(self._inputs[INPUTS[0]]["shape"][1])
+        self._shapes = {name: details["shape"].tolist() for name, details in self._inputs.items()}
+        lengths = [shape[1] for shape in self._shapes.values() if len(shape) == 2]
         operations = [operation["op_name"] for operation in self._interpreter._get_ops_details()]
         self.observed: Facts = {
             "runtime": "LiteRT",
             "version": require("ai_edge_litert", extra).__version__,
             "provider": "XNNPACK" if "DELEGATE" in operations else "CPU",
             "threads": threads,
-            "length": self._length,
+            "length": lengths[0] if lengths else None,
             "caveats": [],
         }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         import numpy as np
 
-        for name in INPUTS:
-            row = inputs[name]
-            if row.shape[1] > self._length:
-                raise BadInput(f"{row.shape[1]} tokens do not fit the file's {self._length}", where="litert")
-            padded = np.zeros((1, self._length), self._inputs[name]["dtype"])
-            padded[:, : row.shape[1]] = row
-            self._interpreter.set_tensor(self._inputs[name]["index"], padded)
+        for name, array in padded(inputs, self._shapes, "litert").items():
+            details = self._inputs[name]
+            self._interpreter.set_tensor(details["index"], array.astype(details["dtype"]))
         self._interpreter.invoke()
         raw: np.ndarray = self._interpreter.get_tensor(self._output["index"])
         scale, zero_point = self._output["quantization"]
-        if not scale:
-            return raw
-        return (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        if scale:
+            raw = (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        return unpadded(raw, inputs)
 
     def close(self) -> None:
         del self._interpreter

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
 from edgekd.errors import BadInput, Environment
-from edgekd.targets._contract import load_program, require
+from edgekd.targets._contract import float_bound, has_sequence, load_program, read_signature, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,6 @@ accepts = frozenset({"fp32", "w8a8"})
 slow = False
 benchable = True
 
-INPUTS = ("input_ids", "attention_mask")
 PROVIDERS = ["CPUExecutionProvider"]
 OPSET = 20  # LayerNormalization (17) and Gelu (20) as single nodes; onnxruntime 1.17 and later
 SIZE_LIMIT_BYTES = 2**31 - 1  # protobuf's
@@ -52,29 +51,30 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     the largest difference is an outlier (300 texts: 3 layers, 98 % identical, 2 % of the range; 6 layers,
     94 % identical, 13 %). So this bound finds gross errors; agreement over the test split is the finer judge.
     """
-    return 1e-3 if scheme == "fp32" else 0.2 * logit_range
+    return float_bound(logit_range) if scheme == "fp32" else 0.2 * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:
-    """Write ``out/model.onnx``: int64 ``input_ids`` and ``attention_mask`` [batch, sequence] -> ``logits``.
+    """Write ``out/model.onnx``: the Program's inputs, batch and sequence dynamic -> ``logits``.
 
     ``max_length`` (tokens) is recorded; the file itself takes any length up to what the Program was made for.
     Same Program, same bytes.
     """
     require("onnx_ir", extra)
     require("onnxscript", extra)
-    model = _translate(program)
+    inputs, outputs = read_signature(program)
+    model = _translate(program, [one["name"] for one in inputs])
     passes = legalise(model)
-    _strip(model)
+    _strip(model, inputs)
     content = _serialise(model)
     path = out / f"model{suffix}"
     path.write_bytes(content)
     return {
         "file": path.name,
         "size_bytes": len(content),
-        "inputs": [_described(value) for value in model.graph.inputs],
-        "outputs": [_described(value) for value in model.graph.outputs],
-        "max_length": max_length,
+        "inputs": inputs,
+        "outputs": outputs,
+        "max_length": max_length if any(map(has_sequence, inputs)) else None,
         "fixed_length": False,
         "opset": OPSET,
         "passes": passes,
@@ -82,14 +82,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     }
 
 
-def _translate(program: Path) -> ir.Model:
+def _translate(program: Path, names: Sequence[str]) -> ir.Model:
     import torch
 
     found = torch.onnx.export(
         load_program(program),
         dynamo=True,
         opset_version=OPSET,
-        input_names=list(INPUTS),
+        input_names=list(names),
         output_names=["logits"],
         custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
         external_data=False,
@@ -109,7 +109,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention over [batch, heads, sequence, width] with a boolean mask, in five plain nodes.
+    """Attention over [batch, heads, sequence, width], with a boolean mask or none, in a few plain nodes.
 
     The exporter's own translation computes shapes at run time to transpose the key, and guards against rows
     with nothing to attend to (NaN). Every example has a token, so the lowest float serves as minus infinity:
@@ -117,14 +117,15 @@ def _attention(
     """
     from onnxscript import opset20 as op
 
-    if dropout_p or is_causal or enable_gqa or attn_mask is None:
-        raise BadInput("attention other than with a mask over all tokens is not known", where="onnx")
+    if dropout_p or is_causal or enable_gqa:
+        raise BadInput("attention that is causal, grouped or has dropout is not known", where="onnx")
     factor = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
     root = op.Constant(value_float=math.sqrt(factor))  # on both sides, as PyTorch does
     scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
-    lowest = op.Constant(value_float=-3.4028234663852886e38)
-    bias = op.Where(attn_mask, op.Constant(value_float=0.0), lowest)
-    return op.MatMul(op.Softmax(op.Add(scores, bias), axis=-1), value)
+    if attn_mask is not None:
+        lowest = op.Constant(value_float=-3.4028234663852886e38)
+        scores = op.Add(scores, op.Where(attn_mask, op.Constant(value_float=0.0), lowest))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 # The passes. Each changes the spelling, never a number, and can run alone (the tests do so).
@@ -176,17 +177,18 @@ def shift_to_uint8(model: ir.Model) -> int:
 def flatten_tokens(model: ir.Model) -> int:
     """Run the token-wise layers on [batch * sequence, width]; Reshape only where such a region begins or ends.
 
-    ``Gemm`` is two-dimensional, and a Reshape around every one would cost what it gains. Returns the number
-    of nodes that now run flat.
+    A sequence is the tokens of a text or the patches of an image. ``Gemm`` is two-dimensional, and a Reshape
+    around every one would cost what it gains. Returns the number of nodes that now run flat.
     """
     import numpy as np
 
     region = _tokenwise_region(model)
     inside = set(region)
+    position = {node: index for index, node in enumerate(model.graph)}
     entries: dict[ir.Value, ir.Value] = {}
     for node in region:
         for index, value in enumerate(node.inputs):
-            if not _per_token(model, value) or value.producer() in inside:
+            if _leading(model, value) is None or value.producer() in inside:
                 continue
             if value not in entries:
                 shape = _constant(model, f"flat_{value.shape[2]}", np.array([-1, value.shape[2]], np.int64))
@@ -199,7 +201,8 @@ def flatten_tokens(model: ir.Model) -> int:
         result = node.outputs[0]
         leaving = [use for use in result.uses() if use.node not in inside and not _reshapes_freely(use.node)]
         if leaving:
-            back = _unflatten(model, leaving[0].node, result)
+            first = min((use.node for use in leaving), key=position.__getitem__)
+            back = _unflatten(model, first, result)
             for user, index in leaving:
                 user.replace_input_with(index, back)
         result.shape = _flat_shape(result)
@@ -211,11 +214,12 @@ def _tokenwise_region(model: ir.Model) -> list[ir.Node]:
 
     def fits(node: ir.Node) -> bool:
         result = node.outputs[0]
-        if node.op_type not in TOKENWISE or not _per_token(model, result) or result.is_graph_output():
+        leading = _leading(model, result)
+        if node.op_type not in TOKENWISE or leading is None or result.is_graph_output():
             return False
         if node.op_type == "LayerNormalization" and node.attributes.get_int("axis", -1) not in (-1, 2):
             return False
-        others = [value for value in node.inputs if value is not None and not _per_token(model, value)]
+        others = [value for value in node.inputs if value is not None and _leading(model, value) != leading]
         rank = 2 if node.op_type == "MatMul" else 1  # a weight, or one number per feature
         return all(value.shape is not None and len(value.shape) <= rank for value in others)
 
@@ -257,12 +261,12 @@ def spell_as_gemm(model: ir.Model) -> int:
             "scale": scale.astype(np.float32),
             "zero_point": np.zeros(len(steps), np.int32),
         }
-        stored_bias = [_constant(model, f"{bias.name}_{name}", part) for name, part in parts.items()]
-        whole = _insert(model, node, "DequantizeLinear", stored_bias, f"{bias.name}_whole", like=bias, axis=0)
+        result = node.outputs[0]  # names the layer: the exporter stores equal biases once
+        stored_bias = [_constant(model, f"{result.name}_bias_{name}", part) for name, part in parts.items()]
+        whole = _insert(model, node, "DequantizeLinear", stored_bias, f"{result.name}_bias", like=bias, axis=0)
         # A zero point of its own: onnxruntime's rewrite for x86 without VNNI fails on a shared one.
         stored, _, zero = weight.producer().inputs
         weight.producer().replace_input_with(2, _constant(model, f"{stored.name}_zero_point", _array(zero)))
-        result = node.outputs[0]
         gemm = _insert(model, node, "Gemm", [source, weight, whole], f"{result.name}_gemm", like=result, transB=1)
         ir.convenience.replace_all_uses_with(result, gemm)
         changed += 1
@@ -306,10 +310,17 @@ def _scale(dequantized: ir.Value) -> np.ndarray:
     return _array(dequantized.producer().inputs[1])
 
 
-def _per_token(model: ir.Model, value: ir.Value | None) -> bool:
-    """Whether the value is [batch, sequence, width], with the graph's own batch and sequence."""
+def _leading(model: ir.Model, value: ir.Value | None) -> list[Any] | None:
+    """Batch and sequence of a value [batch, sequence, width]; None for any other value.
+
+    The batch is the graph's own, the sequence too, or a fixed number (the patches of an image).
+    """
     shape = None if value is None else value.shape
-    return shape is not None and len(shape) == 3 and list(shape[:2]) == list(model.graph.inputs[0].shape)
+    if shape is None or len(shape) != 3:
+        return None
+    batch, sequence = shape[:2]
+    own = model.graph.inputs[0].shape
+    return [batch, sequence] if batch == own[0] and (isinstance(sequence, int) or sequence == own[1]) else None
 
 
 def _flat_shape(value: ir.Value) -> ir.Shape:
@@ -327,10 +338,13 @@ def _unflatten(model: ir.Model, before: ir.Node, value: ir.Value) -> ir.Value:
     """``value`` (about to be flat) as [batch, sequence, width] again, for nodes from ``before`` on."""
     import numpy as np
 
-    width = _constant(model, f"width_{value.shape[2]}", np.array([value.shape[2]], np.int64))
-    ids = model.graph.inputs[0]
-    leading = _insert(model, before, "Shape", [ids], f"{value.name}_leading")
-    shape = _insert(model, before, "Concat", [leading, width], f"{value.name}_shape", axis=0)
+    sequence, width = value.shape[1:]
+    if isinstance(sequence, int):
+        shape = _constant(model, f"unflat_{sequence}_{width}", np.array([-1, sequence, width], np.int64))
+    else:
+        size = _constant(model, f"width_{width}", np.array([width], np.int64))
+        leading = _insert(model, before, "Shape", [model.graph.inputs[0]], f"{value.name}_leading")
+        shape = _insert(model, before, "Concat", [leading, size], f"{value.name}_shape", axis=0)
     return _insert(model, before, "Reshape", [value, shape], f"{value.name}_unflat", like=value)
 
 
@@ -371,7 +385,7 @@ def _drop_unused(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def _strip(model: ir.Model) -> None:
+def _strip(model: ir.Model, inputs: Sequence[Facts]) -> None:
     """Take out what differs between machines or says nothing: stack traces, paths, generated names."""
     from onnx_ir.passes import common
 
@@ -381,7 +395,9 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.domain = "edgekd", __version__, ""
     model.graph.name = "main"
-    rename = dict(zip(model.graph.inputs[0].shape, ("batch", "sequence"), strict=True))
+    rename: dict[Any, str] = {}
+    for value, one in zip(model.graph.inputs, inputs, strict=True):
+        rename |= {own: name for own, name in zip(value.shape, one["shape"], strict=True) if isinstance(name, str)}
     for value in _values(model):
         value.metadata_props.clear()
         if value.shape is not None:
@@ -415,11 +431,6 @@ def _serialise(model: ir.Model) -> bytes:
     return content
 
 
-def _described(value: ir.Value) -> Facts:
-    shape = [dimension if isinstance(dimension, int) else str(dimension.value) for dimension in value.shape]
-    return {"name": value.name, "dtype": value.dtype.name.lower().replace("float", "float32"), "shape": shape}
-
-
 # Running it.
 
 
@@ -439,6 +450,7 @@ class _Session:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
         except Exception as error:  # onnxruntime raises one class per status code, without a common base
             raise Environment(f"onnxruntime does not open it ({error})", where=str(path)) from None
+        self._names = [value.name for value in self._session.get_inputs()]
         self.observed: Facts = {
             "runtime": "onnxruntime",
             "version": onnxruntime.__version__,
@@ -450,7 +462,7 @@ class _Session:
         }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        logits: np.ndarray = self._session.run(["logits"], {name: inputs[name] for name in INPUTS})[0]
+        logits: np.ndarray = self._session.run(["logits"], {name: inputs[name] for name in self._names})[0]
         return logits
 
     def close(self) -> None:

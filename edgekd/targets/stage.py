@@ -22,12 +22,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write ``model<suffix>`` and the files beside it to ``out``; returns the target's facts and names.
 
     ``inputs.variant`` holds target and scheme, ``inputs["quantize"]`` is the Program. Raises BadInput when
-    ``export.max_length`` (default: ``data.max_length``) is beyond what the Program takes.
+    ``export.max_length`` (default: ``data.max_length``) is beyond what the Program takes; images have no length.
     """
     name, scheme = inputs.variant["target"], inputs.variant["scheme"]
     program = inputs["quantize"]
-    max_length, limit = recipe.export.max_length or recipe.data.max_length, int(program.facts["max_length"])
-    if max_length > limit:
+    max_length, limit = recipe.export.max_length or recipe.data.max_length, program.facts["max_length"]
+    if limit is not None and max_length > limit:
         raise BadInput(
             f"{max_length} tokens are more than the {limit} the student was made for",
             where="export.max_length",

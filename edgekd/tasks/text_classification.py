@@ -9,109 +9,70 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from edgekd.errors import BadInput, closest
+from edgekd.tasks import _classes, _text
 from edgekd.tasks._contract import Encoded, Example
 
 AUTO_TASK = "text-classification"
 HEADLINE = "accuracy"
 COLUMNS = ("text", "label")
+OPTIONAL_COLUMNS: tuple[str, ...] = ()
 TEXT_COLUMNS = ("text",)
-ECE_BINS = 15
+LIST_COLUMNS: tuple[str, ...] = ()
+FILE_COLUMNS: tuple[str, ...] = ()
+INPUTS = _text.INPUTS
+GROUP = 1
+PER_UNIT = False
+SOFT = "forward-kl"
+
+processor = _text.processor
+stack = _classes.stack
+targets = _classes.targets
+hard_loss = _classes.cross_entropy
+metrics = _classes.metrics
+agree = _classes.agree
+correct = _classes.correct
+answer = _classes.answer
 
 
-def example(row: Mapping[str, str], labels: Sequence[str]) -> Example:
+def example(row: Mapping[str, Any], labels: Sequence[str]) -> Example:
     """``{"text", "label"}`` with the label as class id.
 
     A label is one of the names or, where it is no name, a class id written as a number. Raises BadInput for
     anything else; a row without a label column gives an unlabelled example (no ``label`` key).
     """
     text = row["text"].strip()
-    if "label" not in row:
-        return {"text": text}
-    label = row["label"].strip()
-    if label in labels:
-        return {"text": text, "label": labels.index(label)}
-    if label.isdecimal() and int(label) < len(labels):
-        return {"text": text, "label": int(label)}
-    raise BadInput(
-        f"unknown label '{label}'",
-        todo=f"The teacher knows {len(labels)} labels.{closest(label, list(labels))}",
-    )
+    return {"text": text, "label": _classes.class_id(row["label"], labels)} if "label" in row else {"text": text}
+
+
+def expand(examples: Sequence[Example], processor: Any, max_length: int) -> list[Example]:
+    """The examples themselves."""
+    return list(examples)
 
 
 def sample_text(example: Example) -> str:
-    """What names the sample in the teacher's cache."""
+    """The text."""
     return str(example["text"])
 
 
-def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+group_text = sample_text
+
+
+def labels(config: Any, asked: Sequence[str] | None) -> list[str]:
+    """The classifier's label names; raises BadInput for another kind of model or for contradicting names."""
+    return _classes.names(config, asked, "SequenceClassification", "a sequence classifier")
+
+
+def encode(processor: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
     """Ids with special tokens, cut to ``max_length`` on the right, unpadded (as transformers' tokenizers do it)."""
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    encoded = tokenizer.encode_batch([example["text"] for example in examples])
-    return [{"input_ids": one.ids, "attention_mask": [1] * len(one.ids)} for one in encoded]
+    found = _text.encodings(processor, [example["text"] for example in examples], max_length)
+    return [_text.inputs(one) for one in found]
 
 
-def hard_loss(logits_BC: Any, batch: Mapping[str, Any]) -> Any:
-    """Sum of the cross entropies of the labelled rows (label >= 0); the caller divides by the size of the batch."""
-    import torch.nn.functional as F
-
-    return F.cross_entropy(logits_BC.float(), batch["label"], ignore_index=-100, reduction="sum")
+def logits(outputs: Any, inputs: Mapping[str, Any]) -> Any:
+    """[B, C]."""
+    return outputs.logits
 
 
-def metrics(logits_NC: Any, examples: Sequence[Example], teacher_NC: Any = None) -> dict[str, float]:
-    """``accuracy``, ``macro_f1``, ``ece`` and, with the teacher's logits, ``teacher_agreement``.
-
-    Macro F1 is over the classes that occur among labels or predictions, as scikit-learn does it. ECE is the
-    expected calibration error with 15 equal-width bins (Guo et al. 2017, arXiv:1706.04599).
-    """
-    logits_NC = np.asarray(logits_NC, dtype=np.float64)
-    labels_N = np.array([example["label"] for example in examples])
-    predicted_N = logits_NC.argmax(-1)
-    found = {
-        "accuracy": float((predicted_N == labels_N).mean()),
-        "macro_f1": _macro_f1(predicted_N, labels_N),
-        "ece": _ece(logits_NC, labels_N),
-    }
-    if teacher_NC is not None:
-        found["teacher_agreement"] = float((predicted_N == np.asarray(teacher_NC).argmax(-1)).mean())
-    return found
-
-
-def correct(logits_NC: Any, examples: Sequence[Example]) -> Any:
-    """Whether the largest logit is the label's, bool [N]."""
-    return np.asarray(logits_NC).argmax(-1) == np.array([example["label"] for example in examples])
-
-
-def answer(logits_C: Any, labels: Sequence[str], top_k: int = 3) -> list[dict[str, Any]]:
-    """``[{"label", "score"}, ...]``: the ``top_k`` labels by probability, best first."""
-    shares_C = _softmax(np.asarray(logits_C, dtype=np.float64))
-    return [{"label": labels[i], "score": float(shares_C[i])} for i in np.argsort(-shares_C, kind="stable")[:top_k]]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    return shares / shares.sum(-1, keepdims=True)
-
-
-def _macro_f1(predicted_N: np.ndarray, labels_N: np.ndarray) -> float:
-    scores = []
-    for label in np.union1d(predicted_N, labels_N):
-        hits = int(((predicted_N == label) & (labels_N == label)).sum())
-        total = int((predicted_N == label).sum() + (labels_N == label).sum())
-        scores.append(2 * hits / total)
-    return float(np.mean(scores))
-
-
-def _ece(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    shares_NC = _softmax(logits_NC)
-    confidence_N, right_N = shares_NC.max(-1), shares_NC.argmax(-1) == labels_N
-    bin_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
-    gaps = [
-        abs(confidence_N[bin_N == b].mean() - right_N[bin_N == b].mean()) * (bin_N == b).mean()
-        for b in range(ECE_BINS)
-        if (bin_N == b).any()
-    ]
-    return float(sum(gaps))
+def take(logits_C: Any, encoded: Encoded) -> Any:
+    """The row's logits as they are."""
+    return logits_C

@@ -1,65 +1,87 @@
-"""The teach stage: the teacher runs once over every text, and its outputs go into the cache.
+"""The teach stage: the teacher runs once over every row, and what it knows goes into the cache.
 
-The batches have a fixed composition (sorted by length over the whole set), so a run that was killed and
-resumed writes the same bytes as one that was not. Rows that an earlier step of this run computed for the
-same teacher are copied.
+Training and transfer rows get all kinds of knowledge that the recipe's losses need, held-out rows the outputs
+alone. The batches have a fixed composition (sorted by length over the whole set), so a run that was killed and
+resumed writes the same bytes as one that was not. Rows that an earlier step of this run computed for the same
+teacher are copied. Under ``accelerate launch`` each process fills every n-th shard.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from edgekd import registry
-from edgekd.artifact import Facts, Inputs, sha256_tree, write_json
-from edgekd.data.stage import SPLITS, read_split
+from edgekd import processes, registry
+from edgekd.artifact import Artifact, Facts, Inputs, sha256_tree, write_json
+from edgekd.data.stage import SPLITS, TRANSFER, read_split
 from edgekd.errors import BadInput
-from edgekd.recipe import Recipe
-from edgekd.teach import cache, transformers
+from edgekd.recipe import Recipe, Term
+from edgekd.teach import cache, ensemble, transformers
+from edgekd.teach.knowledge import capture, depth, links
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write ``cache/`` and ``samples.json`` (sample ids of every split, in row order)."""
     task = registry.load("tasks", recipe.task)
-    data = inputs["data"]
-    splits = {name: read_split(data.path, name) for name in (*SPLITS, "unlabelled")}
-    tokenizer = load_tokenizer(data.path)
+    data, settings = inputs["data"], recipe.teach
+    splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
+    processor = task.processor(data.path / "tokenizer")
     model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
+    members = ensemble.members(settings.members, task, data.facts["labels"], recipe.data.max_length)
     identity = cache.identity(
         task=recipe.task,
-        teacher=_revision(recipe, model),
-        tokenizer=data.files["tokenizer/tokenizer.json"]["sha256"],
+        teacher=revision(recipe.teacher, model),
+        tokenizer=[file["sha256"] for name, file in sorted(data.files.items()) if name.startswith("tokenizer/")],
         max_length=recipe.data.max_length,
+        members=[[member.digest, member.weight] for member in members],
+        combine=settings.combine if members else None,
     )
     ids = {name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()}
-    samples = {one: e for name, rows in splits.items() for one, e in zip(ids[name], rows, strict=True)}
-    names = list(samples)
-    encoded = task.encode(tokenizer, list(samples.values()), recipe.data.max_length)
-    began = time.monotonic()
-    made, reused = _fill(
-        recipe, inputs, out / cache.FOLDER, identity, names, encoded, model, data.facts["pad_token_id"]
-    )
+    held = _unique(ids, splits, ("validation", "test"))
+    taught = {} if settings.online else _unique(ids, splits, ("train", *TRANSFER))
+    names = _kinds(recipe, model)
+    parts = [(taught, names), ({one: e for one, e in held.items() if one not in taught}, [])]
+    estimate = sum(_estimate(task, processor, recipe, data, model, part, kinds) for part, kinds in parts)
+    cache.refuse(estimate, settings.max_cache_gb)
+    began, made, reused, first = time.monotonic(), 0, 0, 0
+    for part, kinds in parts:
+        fresh, copied, first = _fill(recipe, inputs, out / cache.FOLDER, identity, part, kinds, model, members, first)
+        made, reused = made + fresh, reused + copied
+    processes.wait()
     seconds = time.monotonic() - began
     store = cache.Cache(out / cache.FOLDER, identity)
-    logits = {name: store.read("logits", ids[name]) for name in SPLITS}
-    write_json(out / cache.SAMPLES, {"schema": cache.SCHEMA, "identity": identity, "splits": ids})
-    metrics = {name: task.metrics(logits[name].numpy(), splits[name]) for name in ("validation", "test")}
+    cached = SPLITS[1:] if settings.online else (*SPLITS, *TRANSFER)
+    if processes.rank() == 0:
+        write_json(
+            out / cache.SAMPLES,
+            {"schema": cache.SCHEMA, "identity": identity, "splits": {name: ids[name] for name in cached}},
+        )
+    outputs = {name: transformers.arrays(store.read("logits", ids[name])) for name in ("validation", "test")}
+    metrics = {name: task.metrics(outputs[name], splits[name]) for name in outputs}
+    samples = len(taught) + len(parts[1][0])
     return {
         "teacher": {
             "name": recipe.teacher.model,
             "architecture": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "size_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+            "members": [{"name": member.name, "weight": member.weight} for member in members],
         },
-        "knowledge": ["logits"],
+        "knowledge": ["logits", *names],
+        "online": settings.online,
+        "estimate_bytes": estimate,
+        "cache_bytes": sum(file.stat().st_size for file in (out / cache.FOLDER).iterdir()),
         "metrics": metrics,
-        "samples": len(names),
+        "samples": samples,
         "reused": reused,
         "seconds": seconds,
         "samples_per_second": made / seconds if made else None,
-        "warnings": _warnings(task, metrics, splits),
+        "warnings": _warnings(metrics, splits["test"]),
     }
 
 
@@ -70,42 +92,116 @@ def load_tokenizer(data: Path) -> object:
     return Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json"))
 
 
+def _kinds(recipe: Recipe, model: torch.nn.Module) -> list[str]:
+    """Names of the knowledge that the recipe's losses need beside the outputs."""
+    layers = depth(model.config)
+    kinds = set()
+    for need in recipe.needs:
+        student = need.pop("student", {"layers": layers, "model": None})
+        own = student["layers"] or max(1, layers // 2)
+        if student["model"]:
+            own = depth(AutoConfig.from_pretrained(student["model"]))
+        kinds |= {theirs for _, theirs in links(Term(**need), own, layers)}
+    return sorted(kinds - {"logits"})
+
+
+def _unique(ids: dict[str, list[str]], splits: dict[str, list[Any]], names: Sequence[str]) -> dict[str, Any]:
+    return {one: row for name in names for one, row in zip(ids[name], splits[name], strict=True)}
+
+
+def _estimate(
+    task: Any,
+    processor: Any,
+    recipe: Recipe,
+    data: Artifact,
+    model: torch.nn.Module,
+    rows: dict[str, Any],
+    kinds: list[str],
+) -> int:
+    """Bytes of the cache for these rows, from a sample of their lengths."""
+    if not rows:
+        return 0
+    some = list(rows.values())[:: max(1, len(rows) // 1000)]
+    lengths = [transformers.length(one) for one in task.encode(processor, some, recipe.data.max_length)]
+    outputs = None if data.facts["labels"] else model.config.hidden_size  # at most: an embedding, or two numbers
+    return cache.estimate(["logits", *kinds], len(rows), lengths, model.config, outputs=outputs, per_unit=task.PER_UNIT)
+
+
 def _fill(
     recipe: Recipe,
     inputs: Inputs,
     folder: Path,
     identity: str,
-    names: list[str],
-    encoded: list[dict[str, list[int]]],
+    samples: dict[str, Any],
+    kinds: list[str],
     model: torch.nn.Module,
-    pad_token_id: int,
-) -> tuple[int, int]:
-    """Compute what is missing, shard by shard; returns how many rows were computed and how many copied."""
+    members: Sequence[ensemble.Loaded],
+    first: int,
+) -> tuple[int, int, int]:
+    """Compute what is missing, shard by shard from number ``first``; returns rows computed, copied, the next number."""
+    task, data = registry.load("tasks", recipe.task), inputs["data"]
+    names, rows = list(samples), list(samples.values())
+    encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     size = recipe.teach.batch_size
-    batches = list(transformers.length_batches([len(row["input_ids"]) for row in encoded], size))
+    batches = list(transformers.length_batches([transformers.length(one) for one in encoded], size))
     per_shard = max(1, recipe.teach.shard_samples // size)
     known = [store for earlier in inputs.earlier if (store := _open(earlier.path / cache.FOLDER, identity))]
+    rank, ranks = processes.rank(), processes.count()
     done = made = reused = 0
-    for number, start in enumerate(range(0, len(batches), per_shard)):
+    number = first
+    for number, start in enumerate(range(0, len(batches), per_shard), start=first):
         piece = batches[start : start + per_shard]
-        rows = [i for batch in piece for i in batch]
-        if not (folder / f"shard-{number:05d}.safetensors").is_file():
-            logits = []
+        count = sum(map(len, piece))
+        if number % ranks == rank and not cache.has_shard(folder, number):
+            found: list[dict[str, Any]] = []
             for at, batch in enumerate(piece):
                 inputs.progress(done + at * size, len(names), "samples")
                 ids = [names[i] for i in batch]
-                store = next((store for store in known if all(one in store for one in ids)), None)
+                store = next((one for one in known if one.holds(["logits", *kinds], ids)), None)
                 if store is not None:
-                    logits.append(store.read("logits", ids))
+                    found.append({kind: store.read(kind, ids) for kind in ("logits", *kinds)})
                     reused += len(batch)
                     continue
-                with torch.inference_mode():
-                    logits.append(model(**transformers.pad([encoded[i] for i in batch], pad_token_id)).logits.float())
+                some = [encoded[i] for i in batch]
+                found.append(knowledge(model, task, some, data.facts["pad_token_id"], kinds))
+                if members:
+                    found[-1]["logits"] = ensemble.combine(
+                        found[-1]["logits"], members, [rows[i] for i in batch], task, recipe.teach.combine
+                    )
                 made += len(batch)
-            cache.write_shard(folder, number, identity, [names[i] for i in rows], {"logits": torch.cat(logits)})
-        done += len(rows)
+            whole = {kind: _joined([one[kind] for one in found]) for kind in ("logits", *kinds)}
+            cache.write_shard(folder, number, identity, [names[i] for batch in piece for i in batch], whole)
+        done += count
         inputs.progress(done, len(names), "samples")
-    return made, reused
+    return made, reused, number + 1 if batches else first
+
+
+def knowledge(
+    model: torch.nn.Module, task: Any, encoded: Sequence[Any], pad_token_id: int, kinds: Sequence[str]
+) -> dict[str, Any]:
+    """One batch of what the teacher knows: outputs in float32, the rest in float16, per token without padding."""
+    inputs = transformers.pad(encoded, pad_token_id, task.INPUTS)
+    with torch.inference_mode(), capture(model, kinds) as captured:
+        logits = task.logits(model(**inputs), inputs).float()
+    found: dict[str, Any] = {
+        "logits": transformers.gather(task, [task.take(one, row) for one, row in zip(logits, encoded, strict=True)])
+    }
+    tokens = [transformers.length(row) for row in encoded]
+    for kind in kinds:
+        value = captured[kind].half()
+        if value.dim() == 2:
+            found[kind] = value
+        elif value.dim() == 4:  # attention maps [B, heads, S, S]
+            found[kind] = [one[:, : n or None, : n or None].flatten(1).T for one, n in zip(value, tokens, strict=True)]
+        else:
+            found[kind] = [one[: n or None] for one, n in zip(value, tokens, strict=True)]
+    return found
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
+    return [row for part in parts for row in part]
 
 
 def _open(folder: Path, identity: str) -> cache.Cache | None:
@@ -115,20 +211,22 @@ def _open(folder: Path, identity: str) -> cache.Cache | None:
         return None
 
 
-def _revision(recipe: Recipe, model: torch.nn.Module) -> str:
-    """What names the teacher's weights: the digest of its folder, or hub id and commit (a branch moves)."""
-    folder = Path(str(recipe.teacher.model))
+def revision(teacher: Any, model: torch.nn.Module) -> str:
+    """What names a teacher's weights: the digest of its folder, or hub id and commit (a branch moves)."""
+    folder = Path(str(teacher.model))
     if folder.is_dir():
         return sha256_tree(folder)
-    commit = getattr(model.config, "_commit_hash", None) or recipe.teacher.revision
-    return f"{recipe.teacher.model}@{commit}"
+    commit = getattr(model.config, "_commit_hash", None) or teacher.revision
+    return f"{teacher.model}@{commit}"
 
 
-def _warnings(task: object, metrics: dict[str, dict[str, float]], splits: dict[str, list[dict[str, int]]]) -> list[str]:
-    labels = [example["label"] for example in splits["test"]]
-    majority = max(labels.count(label) for label in set(labels)) / len(labels)
+def _warnings(metrics: dict[str, dict[str, float]], test: list[dict[str, Any]]) -> list[str]:
+    labels = [example["label"] for example in test if "label" in example]
     accuracy = metrics["test"].get("accuracy")
-    if accuracy is not None and accuracy <= majority:
+    if accuracy is None or not labels:
+        return []
+    majority = max(labels.count(label) for label in set(labels)) / len(labels)
+    if accuracy <= majority:
         return [
             f"the teacher's accuracy {accuracy:.3f} is not above the majority class ({majority:.3f}): wrong labels?"
         ]

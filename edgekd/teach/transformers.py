@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from edgekd.errors import BadInput
-from edgekd.recipe import Teacher
+
+Encoded = Mapping[str, Any]
+Outputs = torch.Tensor | list[torch.Tensor]  # [N, C], or per row [W, C] over its units
+TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
 def model_class(auto_task: str) -> Any:
@@ -19,13 +23,16 @@ def model_class(auto_task: str) -> Any:
     return TasksManager.get_model_class_for_task(auto_task)
 
 
-def load_teacher(teacher: Teacher, auto_task: str) -> torch.nn.Module:
-    """The teacher in float32 and eval mode (a checkpoint in half precision is widened, not trusted)."""
+def load_teacher(teacher: Any, auto_task: str) -> torch.nn.Module:
+    """The teacher in float32 and eval mode (a checkpoint in half precision is widened, not trusted).
+
+    ``teacher`` has ``model`` and ``revision``; only the first teacher of a recipe may have ``trust_remote_code``.
+    """
     try:
         model = model_class(auto_task).from_pretrained(
             teacher.model,
             revision=teacher.revision,
-            trust_remote_code=teacher.trust_remote_code,
+            trust_remote_code=getattr(teacher, "trust_remote_code", False),
             dtype=torch.float32,
             use_safetensors=True,
         )
@@ -39,6 +46,11 @@ def load_teacher(teacher: Teacher, auto_task: str) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def length(row: Encoded) -> int:
+    """Tokens of an encoded row; 0 for an image."""
+    return len(row["input_ids"]) if "input_ids" in row else 0
+
+
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Indices in batches of ``size``, sorted by length (then by index): a fixed composition, little padding."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -46,12 +58,58 @@ def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def pad(rows: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad encoded rows to their longest: ``input_ids`` and ``attention_mask`` [B, S] int64."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids_BS = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
-    mask_BS = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids_BS[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        mask_BS[i, : len(row["input_ids"])] = 1
-    return {"input_ids": ids_BS, "attention_mask": mask_BS}
+def pad(rows: Sequence[Encoded], pad_token_id: int, names: Sequence[str] = TEXT_INPUTS) -> dict[str, torch.Tensor]:
+    """The model's inputs: ids right-padded to the longest row [B, S] int64, images stacked [B, 3, H, W] float32."""
+    batch: dict[str, torch.Tensor] = {}
+    longest = max(length(row) for row in rows)
+    for name in names:
+        if name == "pixel_values":
+            batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], np.float32) for row in rows]))
+            continue
+        fill = pad_token_id if name == "input_ids" else 0
+        padded = np.full((len(rows), longest), fill, np.int64)
+        for i, row in enumerate(rows):
+            padded[i, : len(row[name])] = row[name]
+        batch[name] = torch.from_numpy(padded)
+    return batch
+
+
+def predict(
+    model: torch.nn.Module, task: Any, encoded: Sequence[Encoded], pad_token_id: int, *, size: int = 64
+) -> Outputs:
+    """The task's outputs in row order, float32, in eval mode, in length-sorted batches of fixed composition."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
+    with torch.inference_mode():
+        for rows in length_batches([length(one) for one in encoded], size):
+            inputs = {k: v.to(device) for k, v in pad([encoded[i] for i in rows], pad_token_id, task.INPUTS).items()}
+            logits = task.logits(model(**inputs), inputs).float().cpu()
+            for i, row in enumerate(rows):
+                found[row] = task.take(logits[i], encoded[row]).clone()
+    model.train(training)
+    return gather(task, [one.clone() for one in found])
+
+
+def gather(task: Any, outputs: Sequence[torch.Tensor]) -> Outputs:
+    """Row outputs as one tensor where all have one shape ([N, C]), as a list where they are per unit."""
+    return list(outputs) if task.PER_UNIT else torch.stack(list(outputs))
+
+
+def pick(outputs: Outputs, rows: Sequence[int]) -> Outputs:
+    """The outputs of some rows."""
+    return outputs[list(rows)] if isinstance(outputs, torch.Tensor) else [outputs[row] for row in rows]
+
+
+def paired(task: Any, left: Outputs, right: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both outputs as distributions to compare, [M, K] each; units that one of them has lost are left out of both."""
+    if task.PER_UNIT:
+        kept = [min(len(a), len(b)) for a, b in zip(left, right, strict=True)]
+        left = [a[:n] for a, n in zip(left, kept, strict=True)]
+        right = [b[:n] for b, n in zip(right, kept, strict=True)]
+    return task.stack(left), task.stack(right)
+
+
+def arrays(outputs: Outputs) -> Any:
+    """The same as numpy: what the tasks' metrics take."""
+    return outputs.numpy() if isinstance(outputs, torch.Tensor) else [one.numpy() for one in outputs]

@@ -68,8 +68,12 @@ def _reason(check: Check) -> str:
     return f"{check.name} is {value}, wanted {limit}" + (f" ({check.note})" if check.note else "")
 
 
-def _at_least(name: str, value: float, limit: float | None, note: str = "") -> list[Check]:
-    return [] if limit is None else [Check(name, value, limit, value >= limit, note)]
+def _at_least(name: str, value: float | None, limit: float | None, note: str = "") -> list[Check]:
+    if limit is None:
+        return []
+    if value is None:
+        return [Check(name, None, limit, None, "the two cannot be compared answer by answer")]
+    return [Check(name, value, limit, value >= limit, note)]
 
 
 def _at_most(name: str, value: float | None, limit: float | None, note: str = "") -> list[Check]:
@@ -91,11 +95,11 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
             golden["max_abs_delta"],
             golden["bound"],
             bool(golden["passed"]),
-            "largest |difference| of a logit from the Program on the golden inputs",
+            "largest |difference| of an output from the Program on the golden inputs",
         ),
         *_at_most(f"{headline} drop", drop, gate.max_accuracy_drop, f"below the fp32 student {rows}".strip()),
-        *_at_least("agreement with the Program", agreement["program"], gate.min_program_agreement, rows),
-        *_at_least("agreement with the teacher", agreement["teacher"], gate.min_teacher_agreement, rows),
+        *_at_least("agreement with the Program", agreement.get("program"), gate.min_program_agreement, rows),
+        *_at_least("agreement with the teacher", agreement.get("teacher"), gate.min_teacher_agreement, rows),
     ]
     teacher = verify["teacher_metrics"][headline]
     if gate.min_teacher_ratio is not None and teacher > 0:
@@ -136,4 +140,5 @@ def _speed(gate: Gate, export: Facts, latency: Sequence[Facts], comparisons: Seq
 
 
 def _where(row: Facts) -> str:
-    return f"on {row['device']}, {row['threads']} thread{'s' if row['threads'] != 1 else ''}, {row['tokens']} tokens"
+    fed = "an image" if row.get("length") == "image" else f"{row['tokens']} tokens"
+    return f"on {row['device']}, {row['threads']} thread{'s' if row['threads'] != 1 else ''}, {fed}"

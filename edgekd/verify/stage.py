@@ -1,33 +1,35 @@
 """An artefact on its own runtime, over the real test rows: what it says, and how far it is from where it came.
 
-Every number here comes from the exported file, opened by the runtime it was made for, fed by its own tokenizer
-file. Three things are compared on the same rows: the Program (did the export keep the numbers?), the float
-student (what did quantization cost?) and the teacher (what did everything cost?). This stage measures; the
-verdict is ``gate.py``'s. Where the host can only evaluate the artefact slowly, an evenly spread subset of rows
-is taken, and the facts say so. Refuses logits that are not finite: such an artefact has no metric.
+Every number here comes from the exported file, opened by the runtime it was made for, fed by its own tokenizer (or
+image processor) files. Three things are compared on the same rows: the Program (did the export keep the numbers?),
+the float student (what did quantization cost?) and the teacher (what did everything cost?). This stage measures;
+the verdict is ``gate.py``'s. Where the host can only evaluate the artefact slowly, an evenly spread subset of rows
+is taken, and the facts say so; rows that are scored together stay together. Refuses logits that are not finite:
+such an artefact has no metric.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from edgekd import registry
-from edgekd.artifact import Facts, Inputs, read_json
+from edgekd.artifact import Artifact, Facts, Inputs, read_json
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput, StepFailed
+from edgekd.outputs import read_outputs, save_outputs
 from edgekd.teach.cache import read_logits
 
-LOGITS = "logits.safetensors"
+OUTPUTS = "logits.safetensors"
+AT_ONCE = 32  # rows that are encoded together: the images of a whole test split may not fit into memory
 
 
 def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
-    """Write ``logits.safetensors`` (``logits`` [n, C] float32, ``rows`` [n] int64) and return the facts.
+    """Write ``logits.safetensors`` (see ``edgekd.outputs``; with ``rows``) and return the facts.
 
     ``inputs.variant`` names target and scheme; parents: export, quantize, distill, teach, data. Raises StepFailed
     for logits that are not finite or not of the task's shape.
@@ -35,72 +37,169 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     began = time.monotonic()
     target, task = registry.load("targets", inputs.variant["target"]), registry.load("tasks", recipe.task)
     test = read_split(inputs["data"].path, "test")
-    rows = spread(len(test), _limit(recipe.verify, target.slow))
+    rows = subset(test, task.group_text, _limit(recipe.verify, target.slow))
     examples = [test[row] for row in rows]
     compared = _compared(inputs, rows)
+    golden_file = read_json(inputs["quantize"].file("golden.json"))
 
     session = target.open_session(inputs["export"].path)
     try:
-        max_length = min(recipe.data.max_length, inputs["export"].facts["max_length"])
-        encoded = task.encode(_tokenizer(inputs["export"].file("tokenizer.json")), examples, max_length)
-        classes = compared["program"].shape[1]
-        logits_NC = np.empty((len(rows), classes), np.float32)
-        for done, (row, one) in enumerate(zip(rows, encoded, strict=True)):
-            logits_NC[done] = _infer(session, one, classes, f"test row {row + 1}")
-            inputs.progress(done + 1, len(rows), "samples")
-        golden = _golden(session, read_json(inputs["quantize"].file("golden.json")))
+        model = _Model(session, golden_file["signature"], inputs["export"].facts.get("max_length"))
+        outputs = []
+        for row, encoded in zip(rows, _encoded(recipe, task, inputs["export"], examples), strict=True):
+            outputs.append(task.take(model.logits(encoded, f"test row {row + 1}"), encoded))
+            inputs.progress(len(outputs), len(rows), "samples")
+        golden = _golden(model, golden_file)
         observed = session.observed
     finally:
         session.close()
-    save_file({"logits": logits_NC, "rows": np.array(rows, np.int64)}, out / LOGITS)
+    save_outputs(out / OUTPUTS, outputs, rows=rows)
 
     golden["bound"] = target.golden_bound(inputs.variant["scheme"], golden["logit_range"])
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
-    teacher_NC = compared["teacher"]
+    teacher = compared["teacher"]
+    agreements = {name: agreement(task, outputs, others) for name, others in compared.items()}
     return {
         **inputs.variant,
         "samples": len(rows),
         "of": len(test),
         "rows": "every row" if len(rows) == len(test) else f"{len(rows)} of {len(test)} rows, evenly spread",
-        "metrics": task.metrics(logits_NC, examples, teacher_NC),
-        "program_metrics": task.metrics(compared["program"], examples, teacher_NC),
-        "student_metrics": task.metrics(compared["student"], examples, teacher_NC),
-        "teacher_metrics": task.metrics(teacher_NC, examples),
-        "parity": parity(logits_NC, compared["program"]),
+        "metrics": task.metrics(outputs, examples, teacher),
+        "program_metrics": task.metrics(compared["program"], examples, teacher),
+        "student_metrics": task.metrics(compared["student"], examples, teacher),
+        "teacher_metrics": task.metrics(teacher, examples),
+        "parity": parity(task, outputs, compared["program"]),
         "golden": golden,
-        "agreement": {name: _agreement(logits_NC, other_NC) for name, other_NC in compared.items()},
+        "agreement": {name: share for name, share in agreements.items() if share is not None},
         "runtime": observed,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
 def spread(total: int, limit: int | None) -> list[int]:
-    """``limit`` of ``total`` row numbers at equal distances, ascending; all of them where there are no more."""
+    """``limit`` of ``total`` numbers at equal distances, ascending; all of them where there are no more."""
     if limit is None or limit >= total:
         return list(range(total))
     return [index * total // limit for index in range(limit)]
 
 
-def parity(logits_NC: np.ndarray, program_NC: np.ndarray) -> Facts:
+def subset(
+    examples: Sequence[Mapping[str, Any]], group: Callable[[Mapping[str, Any]], str], limit: int | None
+) -> list[int]:
+    """At most ``limit`` row numbers, ascending: whole groups, evenly spread, and never less than one group.
+
+    ``group`` names the group of a row: the windows of one text, or the two sentences of a pair, are scored together
+    and so are taken or left together.
+    """
+    if limit is None or limit >= len(examples):
+        return list(range(len(examples)))
+    members: dict[str, list[int]] = {}
+    for row, example in enumerate(examples):
+        members.setdefault(group(example), []).append(row)
+    groups = list(members.values())
+    rows: list[int] = []
+    for count in range(max(1, limit * len(groups) // len(examples)), 0, -1):
+        rows = [row for index in spread(len(groups), count) for row in groups[index]]
+        if len(rows) <= limit:
+            break
+    return sorted(rows)
+
+
+def parity(task: Any, outputs: Sequence[np.ndarray], program: Sequence[np.ndarray]) -> Facts:
     """How far the artefact is from its Program on the same rows.
 
-    ``identical`` is the share of rows whose logits are equal bit for bit. For the rows with another argmax,
-    ``largest_margin`` is the Program's largest lead of its first over its second class among them: small beside
-    ``median_margin`` (of all rows) means that near-ties fell the other way, large means a broken artefact.
+    ``identical`` is the share of rows whose outputs are equal bit for bit. Where outputs are distributions (not
+    embeddings), the largest entry is the answer; of the answers that differ, ``largest_margin`` is the Program's
+    largest lead of its first over its second choice: small beside ``median_margin`` (of all answers) means that
+    near-ties fell the other way, large means a broken artefact.
     """
-    delta_NC = np.abs(logits_NC.astype(np.float64) - program_NC)
-    top_N2 = np.sort(program_NC, axis=-1)[:, -2:]
-    margin_N = top_N2[:, 1] - top_N2[:, 0] if program_NC.shape[1] > 1 else np.zeros(len(program_NC))
-    other_N = logits_NC.argmax(-1) != program_NC.argmax(-1)
-    return {
-        "max_abs_delta": float(delta_NC.max()),
-        "mean_abs_delta": float(delta_NC.mean()),
-        "argmax_agreement": float(1 - other_N.mean()),
-        "identical": float((logits_NC == program_NC).all(-1).mean()),
-        "disagreements": int(other_N.sum()),
-        "largest_margin": float(margin_N[other_N].max()) if other_N.any() else 0.0,
-        "median_margin": float(np.median(margin_N)),
+    outputs, program = _common(task, outputs, program)
+    deltas = np.concatenate([np.abs(a.astype(np.float64) - b).ravel() for a, b in zip(outputs, program, strict=True)])
+    facts = {
+        "max_abs_delta": float(deltas.max(initial=0.0)),
+        "mean_abs_delta": float(deltas.mean()) if deltas.size else 0.0,
+        "identical": float(np.mean([np.array_equal(a, b) for a, b in zip(outputs, program, strict=True)])),
     }
+    if task.SOFT == "similarity":
+        return facts
+    found_MK, program_MK = (_stacked(task, some) for some in (outputs, program))
+    top_M2 = np.sort(program_MK, axis=-1)[:, -2:]
+    margin_M = top_M2[:, -1] - top_M2[:, 0]  # 0 where there is one choice only
+    other_M = found_MK.argmax(-1) != program_MK.argmax(-1)
+    return facts | {
+        "argmax_agreement": float(1 - other_M.mean()),
+        "disagreements": int(other_M.sum()),
+        "largest_margin": float(margin_M[other_M].max(initial=0.0)),
+        "median_margin": float(np.median(margin_M)),
+    }
+
+
+def agreement(task: Any, outputs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float | None:
+    """Mean over the rows of the share of equal answers, in [0, 1]; None where the two cannot be compared."""
+    shares_N = task.agree(*_common(task, outputs, others))
+    return None if shares_N is None else float(np.mean(shares_N))
+
+
+class _Model:
+    """An opened artefact with the Program's signature: what it is fed, and what must come back."""
+
+    def __init__(self, session: Any, signature: Mapping[str, Any], max_length: int | None) -> None:
+        self.session, self.max_length = session, max_length
+        self.dtypes = {one["name"]: np.dtype(one["dtype"]) for one in signature["inputs"]}
+        self.ranks = {one["name"]: len(one["shape"]) for one in signature["inputs"]}
+        (output,) = signature["outputs"]
+        self.classes, self.per_token = int(output["shape"][-1]), len(output["shape"]) == 3
+
+    def length(self, encoded: Mapping[str, Any]) -> int | None:
+        """Tokens of a row; None where the model takes no sequences."""
+        return next((len(encoded[name]) for name, rank in self.ranks.items() if rank == 2), None)
+
+    def logits(self, encoded: Mapping[str, Any], where: str) -> np.ndarray:
+        """Logits [C] or [S, C] of one row; raises StepFailed where they are not finite or of another shape."""
+        fed = {name: np.asarray(encoded[name], dtype)[None] for name, dtype in self.dtypes.items()}
+        found: np.ndarray = self.session.run(fed)
+        expected = (1, self.length(encoded), self.classes) if self.per_token else (1, self.classes)
+        if found.shape != expected:
+            raise StepFailed(f"logits have shape {found.shape}, expected {expected}", where=where)
+        if not np.isfinite(found).all():
+            raise StepFailed(
+                "the artefact's logits are not finite", where=where, todo="The export or the runtime is broken."
+            )
+        return found[0]
+
+
+def _golden(model: _Model, golden: Mapping[str, Any]) -> Facts:
+    """The Program's golden inputs, run by the artefact: largest |delta| and the range of the golden logits.
+
+    Examples longer than the artefact's fixed length cannot be run; the shortest always can.
+    """
+    names = list(golden["inputs"])
+    largest, expected = 0.0, []
+    for index, (logits, *values) in enumerate(
+        zip(golden["outputs"]["logits"], *golden["inputs"].values(), strict=True)
+    ):
+        encoded = dict(zip(names, values, strict=True))
+        length = model.length(encoded)
+        if length is not None and model.max_length is not None and length > model.max_length:
+            continue
+        expected.append(np.array(logits, np.float32))
+        found = model.logits(encoded, f"golden example {index + 1}")
+        largest = max(largest, float(np.abs(found - expected[-1]).max()))
+    if not expected:
+        raise BadInput("every golden example is longer than the artefact takes", where="export.max_length")
+    low, high = min(one.min() for one in expected), max(one.max() for one in expected)
+    return {"examples": len(expected), "max_abs_delta": largest, "logit_range": float(high - low)}
+
+
+def _encoded(
+    recipe: Any, task: Any, export: Artifact, examples: Sequence[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    """Model inputs of each example, by the artefact's own files."""
+    processor = task.processor(export.path)
+    limits = [recipe.data.max_length, export.facts.get("max_length")]
+    max_length = min(limit for limit in limits if limit is not None)
+    for start in range(0, len(examples), AT_ONCE):
+        yield from task.encode(processor, examples[start : start + AT_ONCE], max_length)
 
 
 def _limit(verify: Any, slow: bool) -> int | None:
@@ -108,52 +207,31 @@ def _limit(verify: Any, slow: bool) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Logits [n, C] of Program, teacher and float student on these rows of the test split."""
+def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
+    """Outputs of Program, teacher and float student on these rows of the test split."""
     found = {
-        "program": load_file(inputs["quantize"].file("reference.safetensors"))["logits"],
-        "teacher": read_logits(inputs["teach"], "test").numpy(),
-        "student": load_file(inputs["distill"].file("test_logits.safetensors"))["logits"],
+        "program": read_outputs(inputs["quantize"].file("reference.safetensors")),
+        "teacher": [one.numpy() for one in read_logits(inputs["teach"], "test")],
+        "student": read_outputs(inputs["distill"].file("test_logits.safetensors")),
     }
-    sizes = {name: len(logits_NC) for name, logits_NC in found.items()}
+    sizes = {name: len(outputs) for name, outputs in found.items()}
     if len(set(sizes.values())) != 1 or max(rows) >= min(sizes.values()):
-        raise BadInput(f"logits of the test rows do not pair up ({sizes})", where="verify", todo="Run with --force.")
-    return {name: logits_NC[list(rows)] for name, logits_NC in found.items()}
-
-
-def _tokenizer(file: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise BadInput(f"the artefact's tokenizer cannot be read ({error})", where=str(file)) from None
-
-
-def _infer(session: Any, encoded: Mapping[str, Sequence[int]], classes: int, where: str) -> np.ndarray:
-    """Logits [C] of one text; raises StepFailed where they are not finite or of another shape."""
-    logits_1C = session.run({name: np.array([ids], np.int64) for name, ids in encoded.items()})
-    if logits_1C.shape != (1, classes):
-        raise StepFailed(f"logits have shape {logits_1C.shape}, expected (1, {classes})", where=where)
-    if not np.isfinite(logits_1C).all():
-        raise StepFailed(
-            "the artefact's logits are not finite", where=where, todo="The export or the runtime is broken."
+        raise BadInput(
+            f"outputs of the test rows do not pair up ({sizes})", where="verify", todo="Delete the run's folder."
         )
-    logits_C: np.ndarray = logits_1C[0]
-    return logits_C
+    return {name: [outputs[row] for row in rows] for name, outputs in found.items()}
 
 
-def _golden(session: Any, golden: Mapping[str, Any]) -> Facts:
-    """The Program's golden inputs, run by the artefact: largest |delta| and the range of the golden logits."""
-    expected_GC = np.array(golden["outputs"]["logits"], np.float32)
-    columns = golden["inputs"]
-    largest = 0.0
-    for index, expected_C in enumerate(expected_GC):
-        one = {name: values[index] for name, values in columns.items()}
-        logits_C = _infer(session, one, len(expected_C), f"golden example {index + 1}")
-        largest = max(largest, float(np.abs(logits_C - expected_C).max()))
-    return {"examples": len(expected_GC), "max_abs_delta": largest, "logit_range": float(np.ptp(expected_GC))}
+def _common(task: Any, left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> tuple[list[Any], list[Any]]:
+    """Both outputs without the units that one of them does not answer, because it was cut earlier."""
+    if task.PER_UNIT:
+        kept = [min(len(a), len(b)) for a, b in zip(left, right, strict=True)]
+        left, right = ([one[:n] for one, n in zip(some, kept, strict=True)] for some in (left, right))
+    return list(left), list(right)
 
 
-def _agreement(left_NC: np.ndarray, right_NC: np.ndarray) -> float:
-    return float((left_NC.argmax(-1) == right_NC.argmax(-1)).mean())
+def _stacked(task: Any, outputs: Sequence[np.ndarray]) -> np.ndarray:
+    import torch
+
+    stacked: np.ndarray = task.stack([torch.from_numpy(np.ascontiguousarray(one)) for one in outputs]).numpy()
+    return stacked

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _embedding_sum import logits_of, row, write_onnx
+from _embedding_sum import WORDS, logits_of, row, write_onnx, write_tokenizer
 
 from edgekd import artifact
 from edgekd.bench import devices
@@ -51,9 +51,6 @@ def runner() -> Callable[..., tuple[int, list[dict[str, Any]]]]:
     return call
 
 
-WORDS = [f"w{n}" for n in range(40)]
-
-
 def seal(path: Path, facts: dict[str, Any]) -> artifact.Artifact:
     return artifact.seal(
         path, stage=facts.get("stage", "export"), label=path.name, key="k", facts=facts, parents={}, tools={}
@@ -63,13 +60,9 @@ def seal(path: Path, facts: dict[str, Any]) -> artifact.Artifact:
 @pytest.fixture
 def data(tmp_path: Path) -> artifact.Artifact:
     """A test split of texts of 3 and of 9 words, most of them short, and a tokenizer of one token a word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     part = artifact.partial_of(tmp_path / "data")
     (part / "tokenizer").mkdir(parents=True)
-    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1} | {w: n + 2 for n, w in enumerate(WORDS)}, "[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.save(str(part / "tokenizer" / "tokenizer.json"))
+    write_tokenizer(part / "tokenizer")
     sizes = [3] * 20 + [9] * 5
     examples = [{"text": " ".join(WORDS[n % 30 : n % 30 + size]), "label": 0} for n, size in enumerate(sizes)]
     (part / "test.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
@@ -88,6 +81,7 @@ def export(tmp_path: Path) -> Callable[..., artifact.Artifact]:
             write_onnx(part / "model.onnx")
         else:
             (part / "model.onnx").write_bytes(content)
+        write_tokenizer(part)
         golden = [[1, 2, 3, 4], [5, 6]]
         artifact.write_json(
             part / "golden.json",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from _embedding_sum import WORDS, write_small, write_tokenizer
 
-from edgekd import artifact, measurement, recipe
+from edgekd import artifact, measurement, recipe, registry
 from edgekd.bench import stage
 from edgekd.errors import BadInput
 
@@ -44,7 +48,7 @@ def test_everything_is_measured(data, export, tmp_path) -> None:  # type: ignore
         assert row["p50_ci_ms"][0] <= row["p50_ms"] <= row["p50_ci_ms"][1]
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["load_ms"] > 0 and row["first_ms"] > 0 and row["peak_mb"] > 0
-        assert row["golden"]["samples"] == 2 and row["golden"]["argmax_agreement"] == 1
+        assert row["golden"]["samples"] == 2 and row["golden"]["agreement"] == 1
         assert row["golden"]["max_abs_delta"] < 1e-5
     assert [(row["tokens"], row["against"]) for row in facts["comparisons"]] == [(3, "fp32"), (9, "fp32")]
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -56,6 +60,61 @@ def test_everything_is_measured(data, export, tmp_path) -> None:  # type: ignore
     assert lines[0].environment["cores"] and "load_average_before" in lines[0].environment
     orders = {tuple(line.blocks[n]["position"] for line in lines[:2]) for n in range(3)}
     assert orders <= {(0, 1), (1, 0)}
+
+
+def test_each_subject_is_fed_by_its_own_tokenizer(data, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A student with a trimmed vocabulary has other ids than its teacher for the same words."""
+    write_tokenizer(tmp_path, WORDS[::-1])
+    task = registry.load("tasks", "text-classification")
+    teacher, student = (
+        stage.Subject(name, "fp32", "", "torch", tmp_path, folder)
+        for name, folder in (("teacher", data.path / "tokenizer"), ("student", tmp_path))
+    )
+    short, _ = stage.choose_lengths(recipe.Recipe(), task, data.path, [teacher, student])
+    theirs, mine = (short.rows[one.name] for one in (teacher, student))
+    assert len(theirs) == len(mine) == 8 and set(mine[0]) == {"input_ids", "attention_mask"}
+    last = len(WORDS) + 3  # the ids count from 2, in the other order
+    assert [[last - token for token in row["input_ids"]] for row in theirs] == [row["input_ids"] for row in mine]
+
+
+def test_the_student_is_its_program_and_gives_the_padding(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = dataclasses.replace(export("onnx", "fp32"), facts={"max_length": 9, "pad_token_id": 7})
+    parents = {"data": data, "student": made, "onnx-w8a8": export("onnx", "w8a8", fixed=True)}
+    settings = recipe.parse("name: x\nteacher: {model: some/teacher}\n")
+    teacher, student, quantized = stage.subjects(settings, artifact.Inputs(parents=parents))
+    assert (teacher.model, teacher.processor) == ("some/teacher", data.path / "tokenizer")
+    assert (student.model, student.processor) == (made.path / "program.pt2", made.path)
+    assert quantized.job["pad_id"] == 7 and quantized.job["fixed_length"] == 12  # a trimmed vocabulary pads otherwise
+
+
+def test_images_have_one_length(data, export, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    write_small(tmp_path / "image.onnx", "image")
+    pixels_NCHW = np.random.default_rng(0).normal(size=(25, 3, 4, 5)).astype(np.float32)
+    text = registry.load("tasks", "text-classification")
+    images = SimpleNamespace(
+        INPUTS=("pixel_values",),
+        processor=lambda folder: folder,
+        encode=lambda processor, examples, limit: [{"pixel_values": one, "size": 5} for one in pixels_NCHW][
+            : len(examples)
+        ],
+        agree=text.agree,
+    )
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda group, name: images if group == "tasks" else load(group, name))
+    made = export("onnx", "fp32", content=(tmp_path / "image.onnx").read_bytes())
+    signature = [{"name": "pixel_values", "dtype": "float32", "shape": [1, 3, 4, 5]}]
+    golden = {
+        "inputs": {"pixel_values": pixels_NCHW[:3].tolist()},
+        "outputs": {"logits": pixels_NCHW[:3].mean((2, 3)).tolist()},
+    }
+    artifact.write_json(made.path / "golden.json", golden)
+    facts = {**made.facts, "inputs": signature, "max_length": None}
+    parents = {"data": data, "onnx-fp32": dataclasses.replace(made, facts=facts)}
+    found, _ = run(parents, tmp_path / "out")
+    [row] = found["summaries"]
+    assert (row["length"], row["tokens"], row["fed_tokens"], row["error"]) == ("image", 1, [1], None)
+    assert row["runs"] == 30 and row["golden"]["agreement"] == 1 and row["golden"]["max_abs_delta"] < 1e-5
+    assert measurement.read(tmp_path / "out" / "measurements.jsonl")[0].requested["texts"] == 2
 
 
 def test_what_breaks_is_told_and_the_rest_goes_on(data, export, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -102,7 +161,7 @@ def test_unknown_devices_and_empty_data_are_refused(data, export, tmp_path) -> N
     with pytest.raises(BadInput, match="unknown device 'pixel'"):
         run(parents, tmp_path / "out", "bench.devices=[pixel]")
     (data.path / "test.jsonl").write_text("")
-    with pytest.raises(BadInput, match="no text to time"):
+    with pytest.raises(BadInput, match="nothing to time"):
         run(parents, tmp_path / "out")
 
 
@@ -125,7 +184,7 @@ def _measured(**change: Any) -> measurement.Measurement:
         ({"latency_ns": ((100, 900, 100), (100, 100, 900))}, ["unstable"]),
         ({"environment": {"governor": "powersave"}}, ["governor"]),
         ({"memory": {"peak_reset": False}}, ["memory_not_reset"]),
-        ({"golden": {"argmax_agreement": 0.9}}, ["golden_differs"]),
+        ({"golden": {"agreement": 0.9}}, ["golden_differs"]),
         ({"latency_ns": (), "error": "it crashed"}, []),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _embedding_sum import logits_of, row
+from _embedding_sum import TABLE_VC, logits_of, row, write_small
 
 BLOCK = {
     "schema": "edgekd/runner/1",
@@ -38,6 +38,30 @@ def test_a_fixed_length_pads_without_changing_the_answer(runner, job) -> None:  
     assert found["observed"]["tokens"] == [8]
     code, [found] = runner({**job, "fixed_length": 2})
     assert code == 1 and "longer" in found["error"]["message"]
+
+
+def test_padded_tokens_get_no_logits(runner, job, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    write_small(tmp_path / "tokens.onnx", "tokens")
+    job = {**job, "model": str(tmp_path / "tokens.onnx"), "fixed_length": 8}
+    code, [found] = runner(job)
+    assert code == 0 and found["observed"]["tokens"] == [8]
+    for logits, ids in zip(found["logits"], ([1, 2, 3], [4, 5]), strict=True):
+        np.testing.assert_allclose(logits, TABLE_VC[ids], rtol=1e-6)
+
+
+def test_images_are_fed_as_they_are(runner, job, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    write_small(tmp_path / "image.onnx", "image")
+    pixels_NCHW = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    job = {
+        **job,
+        "model": str(tmp_path / "image.onnx"),
+        "signature": [{"name": "pixel_values", "dtype": "float32"}],
+        "rows": [{"pixel_values": one.tolist()} for one in pixels_NCHW],
+    }
+    code, [ready, block] = runner({**job, "phase": "time"}, {**BLOCK, "rows": job["rows"]})
+    assert code == 0 and block["tokens"] == ready["observed"]["tokens"] == [1]
+    _, [found] = runner(job)
+    np.testing.assert_allclose(found["logits"], pixels_NCHW.mean((2, 3)), rtol=1e-5)
 
 
 def test_load_and_memory(runner, job) -> None:  # type: ignore[no-untyped-def]
@@ -97,6 +121,7 @@ def test_a_block_lasts_its_time_and_no_longer(runner, job) -> None:  # type: ign
         ({"rows": [{"input_ids": [1]}]}, "job", "attention_mask"),
         ({"model": "nowhere.onnx"}, "job", "nowhere"),
         ({"speed": 11}, "job", "speed"),
+        ({"signature": [{"name": "input_ids", "dtype": "complex64"}]}, "job", "complex64"),
     ],
 )
 def test_a_wrong_job_is_refused(runner, job, change: dict[str, Any], kind: str, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -155,7 +180,6 @@ def test_torch_runs_a_transformers_folder(runner, job, tmp_path) -> None:  # typ
 
 def _embedding_sum():  # type: ignore[no-untyped-def]
     import torch
-    from _embedding_sum import TABLE_VC
 
     class Tiny(torch.nn.Module):
         def __init__(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer, RobertaConfig
 
 from edgekd import artifact, recipe
@@ -67,6 +71,96 @@ def test_a_withheld_label_is_not_the_last_class(tmp_path: Path, monkeypatch) -> 
     table.to_parquet(tmp_path / "set" / "test-00000.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert load.read_table(f"{tmp_path / 'set'}:test", COLUMNS, {}) == [{"text": "a", "label": "-1"}]
+
+
+NER = ("tokens", "tags")
+
+
+def test_lists_stay_lists_in_the_columns_that_a_task_names(tmp_path: Path) -> None:
+    rows = [{"tokens": ["New", "York"], "tags": ["B-x", "I-x"], "n": [1]}, {"tokens": ["a"], "tags": ["O"], "n": []}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pandas.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    for name in ("t.jsonl", "t.parquet"):
+        found = load.read_table(str(tmp_path / name), (), {}, optional=(*NER, "absent"), lists=NER)
+        assert found == [{key: row[key] for key in NER} for row in rows]
+        renamed = load.read_table(str(tmp_path / name), ("words",), {"words": "tokens"}, lists=("words",))
+        assert renamed == [{"words": row["tokens"]} for row in rows]
+
+
+def test_objects_in_parquet_are_those_of_jsonl(tmp_path: Path) -> None:
+    rows = [{"answers": {"text": ["a b"], "answer_start": [3]}}, {"answers": {"text": [], "answer_start": []}}]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    assert load.read_table(str(tmp_path / "t.parquet"), ("answers",), {}, lists=("answers",)) == rows
+
+
+def test_text_where_a_list_belongs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("tokens,tags\na b,O O\n")
+    with pytest.raises(BadInput, match=r"t\.csv row 1: 'tokens' holds no list.*CSV cannot"):
+        load.read_table(str(tmp_path / "t.csv"), NER, {}, lists=NER)
+
+
+def test_files_are_read_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.bin").write_bytes(b"\x00\xff")
+    (tmp_path / "t.csv").write_text("image,label\nimages/a.bin,x\n")
+    found = load.read_table(str(tmp_path / "t.csv"), ("image", "label"), {}, files=("image",))
+    assert [(base64.b64decode(row["image"]), row["label"]) for row in found] == [(b"\x00\xff", "x")]
+    (tmp_path / "t.csv").write_text("image,label\nimages/a.bin,x\nimages/b.bin,x\n")
+    with pytest.raises(BadInput, match=r"t\.csv row 2: .*b\.bin cannot be read"):
+        load.read_table(str(tmp_path / "t.csv"), ("image", "label"), {}, files=("image",))
+
+
+def test_arrays_are_read_as_images(tmp_path: Path) -> None:
+    numbers = numpy.random.default_rng(0)
+    grey, colour = (numbers.integers(0, 256, (3, 4, 5, *more), dtype=numpy.uint8) for more in ((), (3,)))
+    numpy.savez(tmp_path / "a.npz", x_train=grey, y_train=numpy.array([7, 0, 1]), x_new=colour)
+    train = load.read_table(f"{tmp_path}/a.npz:train", ("image", "label"), {}, files=("image",))
+    new = load.read_table(f"{tmp_path}/a.npz:new", ("image",), {}, files=("image",))
+    assert [row["label"] for row in train] == ["7", "0", "1"]
+    for images, rows in ((grey, train), (colour, new)):
+        for image, row in zip(images, rows, strict=True):
+            assert numpy.array_equal(Image.open(io.BytesIO(base64.b64decode(row["image"]))), image)
+
+
+ARRAYS = {
+    "no split": ("a.npz:test", {"x_train": [[[1]]]}, "no split 'test'.*it has train"),
+    "no name of a split": ("a.npz", {"x_train": [[[1]]]}, r"Write a\.npz:split"),
+    "one image": ("a.npz:train", {"x_train": [[1]]}, r"x_train is uint8 \[1, 1\]"),
+    "labels of other images": (
+        "a.npz:train",
+        {"x_train": [[[1]]], "y_train": [1, 2]},
+        r"y_train is \[2\] for 1 images",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_arrays_that_are_no_labelled_images_are_refused(case: str, tmp_path: Path) -> None:
+    name, arrays, message = ARRAYS[case]
+    numpy.savez(tmp_path / "a.npz", **{key: numpy.array(value, numpy.uint8) for key, value in arrays.items()})
+    with pytest.raises(BadInput, match=message):
+        load.read_table(f"{tmp_path}/{name}", ("image", "label"), {}, files=("image",))
+
+
+def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "a.npz", x_train=numpy.array([{"an": "object"}], dtype=object))
+    with pytest.raises(BadInput, match="not a NumPy archive of plain arrays"):
+        load.read_table(f"{tmp_path}/a.npz:train", ("image", "label"), {})
+
+
+def test_hub_columns_of_classes_and_images(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import datasets
+
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-x"]))
+    features = datasets.Features({"image": datasets.Image(), "tags": tags})
+    image = Image.fromarray(numpy.full((2, 2), 9, numpy.uint8))
+    (tmp_path / "set").mkdir()
+    table = datasets.Dataset.from_dict({"image": [image], "tags": [[1, 0]]}, features=features)
+    table.to_parquet(tmp_path / "set" / "test-00000.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (row,) = load.read_table(f"{tmp_path / 'set'}:test", ("image", "tags"), {}, lists=("tags",), files=("image",))
+    assert row["tags"] == ["B-x", "O"]
+    assert Image.open(io.BytesIO(base64.b64decode(row["image"]))).getpixel((0, 0)) == 9
 
 
 def run(tiny, out: Path, *sets: str) -> dict:  # type: ignore[no-untyped-def]

@@ -23,6 +23,7 @@ from transformers import (
 from edgekd import artifact, pipeline, recipe
 from edgekd.errors import BadInput
 from edgekd.quantize import integer, program, qat, reference, stage
+from edgekd.tasks import text_classification as task
 
 SIZES = {
     "vocab_size": 60,
@@ -39,6 +40,11 @@ MODELS = {
         DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32, num_labels=3)
     ),
 }
+
+
+def logits(module: nn.Module, rows: list[dict[str, list[int]]], **size: int) -> torch.Tensor:
+    """Logits [N, C] of a Program."""
+    return torch.stack(program.run(module, task, rows, **size))
 
 
 def encoded(count: int = 24) -> list[dict[str, list[int]]]:
@@ -63,7 +69,7 @@ def pair(request) -> tuple[nn.Module, nn.Module]:  # type: ignore[no-untyped-def
 def exported(pair) -> tuple[nn.Module, torch.export.ExportedProgram]:  # type: ignore[no-untyped-def]
     """The converted model and its Program."""
     converted = reference.convert(copy.deepcopy(pair[1]))
-    return converted, program.export(converted, 12)
+    return converted, program.export(converted, task, encoded()[0], 12)
 
 
 def test_weights_are_quantized_as_pytorch_does_it() -> None:
@@ -237,7 +243,7 @@ def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(ex
     )
     rows = encoded()
     step = [m.out_scale for m in converted.modules() if isinstance(m, reference.ReferenceLinear)][-1]
-    gap = (program.run(integers, rows) - program.run(made.module(), rows)).abs()
+    gap = (logits(integers, rows) - logits(made.module(), rows)).abs()
     assert gap.max() <= 6 * step and gap.mean() <= step  # rounding ties only
 
 
@@ -287,26 +293,26 @@ def test_a_layer_that_is_not_canonical_is_refused(wrong: str) -> None:
 
 def test_a_float_program_stays_as_it_is() -> None:
     model = MODELS["bert"]().eval()
-    exported = program.export(model, 12)
+    exported = program.export(model, task, encoded()[0], 12)
     rows = encoded()
     with torch.no_grad():
         alone = torch.cat([model(**qat.pad([row], 0)).logits for row in rows])
-    torch.testing.assert_close(program.run(program.integer_module(exported), rows), alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(program.integer_module(exported), rows), alone, rtol=0, atol=1e-6)
 
 
 def test_same_model_same_bytes(tmp_path: Path) -> None:
     model = MODELS["bert"]().eval()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        program.save(program.export(model, 12), tmp_path / name)
+        program.save(program.export(model, task, encoded()[0], 12), tmp_path / name)
     assert (tmp_path / "a" / program.FILE).read_bytes() == (tmp_path / "b" / program.FILE).read_bytes()
 
 
 def test_a_rows_logits_do_not_depend_on_its_neighbours(exported) -> None:  # type: ignore[no-untyped-def]
     integers = program.integer_module(exported[1])
     rows = encoded()
-    alone = program.run(integers, rows, size=1)
-    torch.testing.assert_close(program.run(integers, rows), alone, rtol=0, atol=1e-6)
+    alone = logits(integers, rows, size=1)
+    torch.testing.assert_close(logits(integers, rows), alone, rtol=0, atol=1e-6)
     assert len(alone.unique(dim=0)) > len(rows) // 2  # texts that all look alike would prove nothing
 
 
@@ -330,9 +336,9 @@ def quantize(tiny, distilled, out: Path, *sets: str, progress=artifact.no_progre
 
 def test_the_best_checkpoint_wins_and_ptq_is_one_of_them(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     facts = quantize(tiny, distilled, tmp_path / "a")
-    kls = {entry["step"]: entry["kl"] for entry in facts["trace"]}
-    assert list(kls) == [0, 3, 6]
-    assert facts["chosen_step"] == min(kls, key=lambda step: kls[step])
+    distances = {entry["step"]: entry["distance"] for entry in facts["trace"]}
+    assert list(distances) == [0, 3, 6]
+    assert facts["chosen_step"] == min(distances, key=lambda step: distances[step])
     wrecked = quantize(
         tiny, distilled, tmp_path / "b", "quantize.learning_rate=0.5", "quantize.scale_learning_rate=0.5"
     )
@@ -357,6 +363,11 @@ def test_resumed_quantization_ends_with_the_same_numbers(tiny, distilled, tmp_pa
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def pool(rows: list[dict[str, list[int]]], teacher: float) -> qat.Pool:
+    """Rows for which the teacher always gives the same logits."""
+    return qat.Pool(rows, lambda picked: {"logits": torch.full((len(picked), 3), teacher)})
+
+
 def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, _ = pair
     before = copy.deepcopy(model.state_dict())
@@ -364,27 +375,28 @@ def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: igno
     qat.calibrate(prepared, encoded(), 1.0)
     settings = recipe.Quantize(steps=2, evaluate_every=2, batch_size=4, learning_rate=0.1)
     rows = encoded()
-    pools = [qat.Pool(rows, torch.zeros(len(rows), 3))]
+    pools = [pool(rows, 0.0)]
     model.requires_grad_(False)
     qat.train(
         prepared,
         model,
         pools,
         settings,
+        task,
         temperature=1.0,
         pad_token_id=0,
         seed=0,
         scratch=tmp_path,
-        judge=lambda m: {"kl": 0.0},
+        judge=lambda m: {"distance": 0.0},
         progress=artifact.no_progress,
     )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def loss_of(model: nn.Module, goal: nn.Module, teacher_BC: torch.Tensor, **sets: float) -> float:
-    batch = qat.pad(encoded()[:3], 0)
+    rows = encoded()[:3]
     with torch.no_grad():
-        return qat._loss(model, goal, batch, teacher_BC, recipe.Quantize(**sets), 2.0).item()
+        return qat._loss(model, goal, task, rows, qat.pad(rows, 0), teacher_BC, recipe.Quantize(**sets), 2.0).item()
 
 
 def test_the_loss_is_zero_only_at_the_float_student_and_has_three_terms(pair) -> None:  # type: ignore[no-untyped-def]
@@ -407,11 +419,11 @@ def test_the_loss_is_zero_only_at_the_float_student_and_has_three_terms(pair) ->
 
 def test_a_batch_is_half_and_half_and_follows_from_seed_and_step() -> None:
     rows = encoded(20)
-    pools = [qat.Pool(rows[:10], torch.zeros(10, 3)), qat.Pool(rows[10:], torch.ones(10, 3))]
-    for size, ones in ((8, 4), (5, 3), (1, 1)):
-        batch, teacher_BC = qat._batch(pools, size, 0, 7, 0)
-        assert len(batch["input_ids"]) == size and teacher_BC[:, 0].sum() == ones
-    first, again, other = (qat._batch(pools, 8, 0, step, 0)[0]["input_ids"] for step in (7, 7, 8))
+    pools = [pool(rows[:10], 0.0), pool(rows[10:], 1.0)]
+    for size, ones in ((8, 4), (5, 3)):
+        picked, batch, teacher_BC = qat._batch(pools, task, size, 0, 7, 0)
+        assert len(batch["input_ids"]) == len(picked) == size and teacher_BC[:, 0].sum() == ones
+    first, again, other = (qat._batch(pools, task, 8, 0, step, 0)[1]["input_ids"] for step in (7, 7, 8))
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
 
@@ -419,17 +431,18 @@ def test_a_batch_is_half_and_half_and_follows_from_seed_and_step() -> None:
 def test_a_loss_that_is_not_finite_is_said_in_one_line(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, prepared = pair
     rows = encoded()
-    pools = [qat.Pool(rows, torch.full((len(rows), 3), torch.nan))]
+    pools = [pool(rows, torch.nan)]
     with pytest.raises(BadInput, match="step 1"):
         qat.train(
             copy.deepcopy(prepared),
             model,
             pools,
             recipe.Quantize(steps=1, batch_size=2),
+            task,
             temperature=1.0,
             pad_token_id=0,
             seed=0,
             scratch=tmp_path,
-            judge=lambda m: {"kl": 0.0},
+            judge=lambda m: {"distance": 0.0},
             progress=artifact.no_progress,
         )

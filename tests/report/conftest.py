@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -183,6 +185,91 @@ def _made() -> RunFacts:
     return _run()
 
 
+def _of_another_task(run: RunFacts, headline: str, length: str) -> RunFacts:
+    """The same run, scored by another metric, its student made of several terms, timed on ``length``."""
+
+    def renamed(metrics: dict[str, Any]) -> dict[str, Any]:
+        found = {name: value for name, value in metrics.items() if name == "teacher_agreement"}
+        return {headline: metrics["accuracy"], "token_accuracy": 0.98, **found}
+
+    verifications = copy.deepcopy(dict(run.verifications))
+    for facts in verifications.values():
+        facts |= {name: renamed(facts[name]) for name in ("metrics", "student_metrics", "teacher_metrics")}
+        facts["parity"] = {name: facts["parity"][name] for name in ("max_abs_delta", "mean_abs_delta", "identical")}
+        del facts["agreement"]["teacher"]
+    history = [
+        entry
+        for step in (50, 100)
+        for entry in (
+            {"step": step, "loss": 2.0, "hard": 0.5, "forward-kl": 1.5, "forward-kl_gradient_share": 0.8},
+            {"step": step, f"eval_{headline}": 0.6 + step / 1000, "eval_distance": 0.1},
+        )
+    ]
+    distilled = {**run.student, "history": history, "metrics": {"test": renamed(run.student["metrics"]["test"])}}
+    bench = copy.deepcopy(dict(run.bench or {}))
+    for row in (*bench["summaries"], *bench["comparisons"]):
+        row["length"] = length
+    verdicts = {}
+    for name, target, scheme in run.artifacts:
+        if name not in verifications:
+            verdicts[name] = gate.failed("it was killed")
+            continue
+        mine, pairs = (
+            [row for row in bench[kind] if (row["target"], row["scheme"]) == (target, scheme)]
+            for kind in ("summaries", "comparisons")
+        )
+        verdicts[name] = gate.judge(
+            Gate(min_teacher_agreement=0.9),
+            headline,
+            verifications[name],
+            run.exports[name],
+            run.exports[f"{target}-fp32"],
+            mine,
+            pairs,
+        )
+    return dataclasses.replace(
+        run,
+        headline=headline,
+        verdicts=verdicts,
+        failures={},
+        verifications=verifications,
+        bench=bench,
+        data={
+            **run.data,
+            "labels": [],
+            "lengths": {},
+            "augmentation": {"copies": 2, "made": 17993, "dropped": 7, "methods": {"delete": 10000, "splice": 7993}},
+        },
+        teach={
+            "teacher": {**run.teach["teacher"], "members": [{"name": "a second one", "weight": 0.5}]},
+            "metrics": {"test": renamed(run.teach["metrics"]["test"])},
+        },
+        student={
+            **distilled,
+            "rows": {"train": 9000, "augmented": 18000},
+            "vocabulary": {
+                "kept": 5321,
+                "of": 30522,
+                "texts": 400,
+                "same": 0.97,
+                "more_pieces": 0.025,
+                "unknown": 0.005,
+            },
+            "terms": [
+                {"name": "hard", "weight": None, "value": 0.5, "gradient_share": 0.2},
+                {"name": "forward-kl", "weight": 1.0, "value": 1.5, "gradient_share": 0.8},
+            ],
+        },
+        baseline={**distilled, "kind": "baseline"},
+    )
+
+
 @pytest.fixture
 def run(_made: RunFacts) -> RunFacts:
     return copy.deepcopy(_made)
+
+
+@pytest.fixture
+def of_another_task() -> Callable[..., RunFacts]:
+    """``of_another_task(run, headline, length)``: see above."""
+    return _of_another_task

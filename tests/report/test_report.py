@@ -139,6 +139,14 @@ def test_numbers_for_people(value: float | None, text: str) -> None:
     assert build.number(value) == text
 
 
+def test_terms_in_a_history_do_not_move_the_curves() -> None:
+    history = [
+        {"step": 5, "loss": 2.0, "hard": 0.5, "forward-kl": 1.5, "forward-kl_gradient_share": 0.9},
+        {"step": 10, "eval_span_f1": 0.5, "eval_token_accuracy": 0.9, "eval_distance": 0.3},
+    ]
+    assert build.curves(history, "span_f1") == {"loss": [[5, 2.0]], "validation": [[10, 0.5]]}
+
+
 class Page(HTMLParser):
     """What a page loads, links to and runs, and whether its tags close in order."""
 
@@ -178,6 +186,48 @@ def test_the_page_is_whole_and_needs_no_network(document: dict[str, Any]) -> Non
     for words in ("5 of 8 artefacts pass", "fails the gate", "did not come out", "not measured: no runtime", "+3.8"):
         assert words in page.text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+@pytest.mark.parametrize(("headline", "said"), [("span_f1", "span F1"), ("f1", "F1"), ("spearman", "spearman")])
+def test_other_tasks_are_shown_by_their_own_metric(
+    run: RunFacts, of_another_task: Any, headline: str, said: str
+) -> None:
+    found = build.document(of_another_task(run, headline, "p50"))
+    jsonschema.validate(found, build.schema())
+    assert found["gain"]["ci"] is None and "accuracy_ci" not in found["student"]["metrics"]
+    page = Page(render.html(found))
+    assert page.open == [] and f"{said}, teacher to student" in page.text
+    assert page.text.count("token accuracy") == 1  # a column of its own, and the only accuracy there is
+    assert "accuracy" not in page.text.replace("token accuracy", "")
+    assert "93.3\u00a0%" in page.text and "98.0\u00a0%" in page.text
+    markdown = render.markdown(found)
+    assert f"| {said} |" in markdown and "accuracy" not in markdown
+    assert page.tags.count("svg") >= 4  # the learning curves too
+
+
+def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: Any) -> None:
+    found = build.document(of_another_task(run, "span_f1", "p50"))
+    html = render.html(found)
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert "9,000 train, 18,000 augmented rows; only the teacher labels those beside train" in text
+    assert "keeps 5,321 of 30,522 tokens. Of the held-out texts, 97.0 %" in text
+    assert "<td>forward-kl</td><td>1</td><td>1.50</td><td>80.0\u00a0%</td>" in html
+    assert "<td>hard</td><td>–</td><td>0.500</td><td>20.0\u00a0%</td>" in html
+    assert "Further teachers: a second one (weight 0.5)" in text
+    assert "by how they were made: delete 10,000, splice 7,993; 7 dropped" in text
+    assert "| forward-kl | 1.00 | 1.50 | 80.0 % |" in render.markdown(found)
+    plain = Page(render.html(build.document(run)))
+    assert "learned from" not in plain.text and "Its tokenizer keeps" not in plain.text
+
+
+def test_an_image_has_no_tokens(run: RunFacts, of_another_task: Any) -> None:
+    found = build.document(of_another_task(run, "accuracy", "image"))
+    text = " ".join(Page(render.html(found)).text.split())
+    assert "fastest that passes, one image" in text and "1 thread, one image." in text
+    assert "14 tokens" not in text and "14 tokens" not in render.markdown(found)
+    _, rows = build.bench_rows(found["measurements"])
+    assert {row[3] for row in rows} == {"image"}
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>&{{ 7 * 7 }}'

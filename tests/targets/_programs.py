@@ -25,6 +25,7 @@ from transformers import (
 
 from edgekd import artifact
 from edgekd.quantize import program, qat, reference
+from edgekd.tasks import text_classification as task
 
 VOCABULARY, LABELS, MAX_LENGTH = 2000, 5, 24
 LAYERS = 2
@@ -76,12 +77,13 @@ def make(folder: Path, scheme: str, family: str = "bert", exact: bool = False) -
         model = reference.convert(model)
         if exact:
             _round_scales(model)
-    exported = program.export(model, MAX_LENGTH)
+    test = rows(12, seed=1)
+    exported = program.export(model, task, test[0], MAX_LENGTH)
     part = artifact.partial_of(folder)
     part.mkdir(parents=True)
     program.save(exported, part)
-    golden = program.golden(program.integer_module(exported), ["text"] * 12, rows(12, seed=1))
-    artifact.write_json(part / program.GOLDEN, golden)
+    golden = program.golden(program.integer_module(exported), task, ["text"] * 12, test)
+    artifact.write_json(part / program.GOLDEN, {"signature": program.signature(exported, task), **golden})
     artifact.write_json(part / "labels.json", [f"label {i}" for i in range(LABELS)])
     artifact.write_json(part / "tokenizer.json", {"version": "1.0"})  # opaque to targets
     artifact.write_json(part / "tokenizer_config.json", {})

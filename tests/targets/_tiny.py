@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -16,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from edgekd import artifact
 from edgekd.quantize import program, qat, reference
+from edgekd.tasks import text_classification as task
 
 MAX_LENGTH = 16
 LABELS = ["north", "east", "south", "west", "here"]
@@ -71,12 +74,34 @@ def make_program(
         float_model = reference.convert(float_model)
     out = artifact.partial_of(path)
     out.mkdir(parents=True)
-    exported = program.export(float_model, MAX_LENGTH)
+    encoded = encode(test)
+    exported = program.export(float_model, task, encoded[0], MAX_LENGTH)
     program.save(exported, out)
-    integers, encoded = program.integer_module(exported), encode(test)
-    save_file({"logits": program.run(integers, encoded)}, out / program.REFERENCE)
-    artifact.write_json(out / program.GOLDEN, program.golden(integers, test, encoded))
+    integers = program.integer_module(exported)
+    save_file({"logits": torch.stack(program.run(integers, task, encoded))}, out / program.REFERENCE)
+    golden = {"signature": program.signature(exported, task), **program.golden(integers, task, test, encoded)}
+    artifact.write_json(out / program.GOLDEN, golden)
     tokenizer().save(str(out / "tokenizer.json"))
     artifact.write_json(out / "labels.json", LABELS)
     facts = {"scheme": scheme, "max_length": MAX_LENGTH}
     return artifact.seal(path, stage="quantize", label=scheme, key="tiny", facts=facts, parents={}, tools={})
+
+
+def export_both(target: Any, folder: Path, test: list[str]) -> dict[str, tuple[Path, Path, dict[str, Any]]]:
+    """Scheme -> (Program, artefact folder, export facts)."""
+    found = {}
+    for scheme in ("fp32", "w8a8"):
+        made = make_program(folder / scheme / "program", scheme, test=test).path
+        (folder / scheme / "artefact").mkdir()
+        facts = target.export(made, folder / scheme / "artefact", max_length=MAX_LENGTH)
+        found[scheme] = (made, folder / scheme / "artefact", facts)
+    return found
+
+
+def infer(target: Any, artefact: Path, encoded: list[dict[str, list[int]]]) -> np.ndarray:
+    """The artefact's logits [N, C]."""
+    session = target.open_session(artefact)
+    try:
+        return np.concatenate([session.run({k: np.array([v]) for k, v in one.items()}) for one in encoded])
+    finally:
+        session.close()

@@ -28,22 +28,11 @@ TEST = _tiny.texts(40, seed=3)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, dict[str, Any]]]:
     """Scheme -> (Program, artefact folder, export facts)."""
-    found = {}
-    for scheme in ("fp32", "w8a8"):
-        folder = tmp_path_factory.mktemp(scheme)
-        program = _tiny.make_program(folder / "program", scheme, test=TEST).path
-        (folder / "artefact").mkdir()
-        facts = executorch.export(program, folder / "artefact", max_length=_tiny.MAX_LENGTH)
-        found[scheme] = (program, folder / "artefact", facts)
-    return found
+    return _tiny.export_both(executorch, tmp_path_factory.mktemp("executorch"), TEST)
 
 
 def infer(artefact: Path, encoded: list[dict[str, list[int]]]) -> np.ndarray:
-    session = executorch.open_session(artefact)
-    try:
-        return np.concatenate([session.run({k: np.array([v]) for k, v in one.items()}) for one in encoded])
-    finally:
-        session.close()
+    return _tiny.infer(executorch, artefact, encoded)
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8"])

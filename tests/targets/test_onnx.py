@@ -45,7 +45,7 @@ def exported(make_program, tmp_path_factory):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module")
 def translated(make_program):  # type: ignore[no-untyped-def]
     """Call it for a fresh copy of the exact Program as the exporter spells it, before any pass."""
-    proto = ir.to_proto(target._translate(make_program("w8a8", exact=True).path))
+    proto = ir.to_proto(target._translate(make_program("w8a8", exact=True).path, ["input_ids", "attention_mask"]))
     return lambda: ir.from_proto(proto)
 
 

@@ -64,7 +64,33 @@ def test_labels_by_name_or_number_and_nothing_else() -> None:
         task.example({"text": "x", "label": "2"}, labels)
 
 
+def test_the_loss_is_the_mean_over_labelled_rows_alone() -> None:
+    import torch
+
+    logits = torch.randn(3, 4, requires_grad=True)
+    loss = task.hard_loss(logits, task.targets([{"text": "", "label": 2}, {"text": ""}, {"text": "", "label": 0}]))
+    assert loss.item() == pytest.approx(-logits.log_softmax(-1)[[0, 2], [2, 0]].mean().item())
+    nothing = task.hard_loss(logits, [None] * 3)
+    nothing.backward()
+    assert nothing.item() == 0 and not logits.grad.any()
+
+
+def test_names_that_contradict_the_teachers_are_refused() -> None:
+    from transformers import BertConfig
+
+    def config(names: list[str]) -> BertConfig:
+        return BertConfig(id2label=dict(enumerate(names)), architectures=["BertForSequenceClassification"])
+
+    assert task.labels(config(["a", "b"]), None) == task.labels(config(["a", "b"]), ["a", "b"]) == ["a", "b"]
+    assert task.labels(config(["LABEL_0", "LABEL_1"]), ["x", "y"]) == ["x", "y"]
+    for asked, message in ((["b", "a"], "another order"), (["a", "c"], "differ")):
+        with pytest.raises(BadInput, match=message):
+            task.labels(config(["a", "b"]), asked)
+    with pytest.raises(BadInput, match="names 3, the teacher has 2"):
+        task.labels(config(["LABEL_0", "LABEL_1"]), ["x", "y", "z"])
+
+
 def test_answers_are_probabilities_best_first() -> None:
-    found = task.answer(np.array([0.0, np.log(3.0)]), ["no", "yes"], top_k=5)
+    found = task.answer(np.array([0.0, np.log(3.0)]), {}, ["no", "yes"], top_k=5)
     assert [one["label"] for one in found] == ["yes", "no"]
     assert found[0]["score"] == pytest.approx(0.75)

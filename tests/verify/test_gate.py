@@ -92,3 +92,28 @@ def test_the_worst_of_several_measurements_counts() -> None:
 def test_the_float_artifact_is_not_compared_with_itself() -> None:
     names = {check["name"] for check in judge(export=FLOAT, comparisons=[])["checks"]}
     assert "latency" not in names and "size in bytes" not in names
+
+
+def test_answers_that_cannot_be_compared_are_not_held_against_it() -> None:
+    """Embeddings of a teacher of another width: there is no agreement, and that is said."""
+    verdict = judge(Gate(min_teacher_agreement=0.9), verify=facts(agreement={"program": 1.0, "student": 1.0}))
+    [check] = [check for check in verdict["checks"] if check["name"] == "agreement with the teacher"]
+    assert verdict["verdict"] == "pass"
+    assert check["passed"] is None and check["value"] is None and "cannot be compared" in check["note"]
+
+
+def test_other_metrics_and_images_are_named_as_what_they_are() -> None:
+    values = {name: {"span_f1": 0.9} for name in ("student_metrics", "teacher_metrics")}
+    image = {"length": "image", "tokens": 1}
+    verdict = gate.judge(
+        Gate(),
+        "span_f1",
+        verify=facts(metrics={"span_f1": 0.5}, **values),
+        export=SMALL,
+        sibling=FLOAT,
+        latency=[LATENCY | image],
+        comparisons=[compared("slower")[0] | image],
+    )
+    told = " ".join(verdict["reasons"])
+    assert "span_f1 drop is 0.4" in told and "on local, 1 thread, an image" in told
+    assert "accuracy" not in str(verdict) and "token" not in told

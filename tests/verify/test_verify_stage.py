@@ -173,7 +173,7 @@ def test_parity_by_hand() -> None:
     found_NC = program_NC.copy()
     found_NC[1, 0] += 0.5  # overtakes a class that led by 0.25
     found_NC[3, 2] -= 1  # moves, but changes nothing
-    assert stage.parity(found_NC, program_NC) == {
+    assert stage.parity(registry.load("tasks", "text-classification"), found_NC, program_NC) == {
         "max_abs_delta": 1.0,
         "mean_abs_delta": 1.5 / 12,
         "argmax_agreement": 0.75,
@@ -182,6 +182,20 @@ def test_parity_by_hand() -> None:
         "largest_margin": 0.25,
         "median_margin": 2.5,
     }
+
+
+def test_a_subset_takes_whole_groups() -> None:
+    sizes = [1, 3, 1, 1, 5, 1, 2, 1, 1, 4]  # windows per text
+    rows = [{"of": str(text)} for text, size in enumerate(sizes) for _ in range(size)]
+    for limit in range(1, len(rows) + 1):
+        taken = stage.subset(rows, lambda row: row["of"], limit)
+        assert taken == sorted(set(taken)) and taken
+        groups = {rows[row]["of"] for row in taken}
+        assert len(taken) == sum(sizes[int(text)] for text in groups)
+        assert len(taken) <= limit
+    assert stage.subset(rows[1:4], lambda row: row["of"], 1) == [0, 1, 2]  # one group is the least there is
+    alone = [{"of": str(row)} for row in range(40)]
+    assert stage.subset(alone, lambda row: row["of"], 16) == stage.spread(40, 16)
 
 
 class Stub:

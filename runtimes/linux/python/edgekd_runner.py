@@ -8,12 +8,13 @@ is sent to stderr. Exit code 0 and a document without ``error``, or exit code 1 
 here) or ``failed`` (it did not run).
 
 Job:      schema, phase, runtime (onnx, litert, executorch, torch), model (file or folder), threads,
-          rows [{"input_ids": [..], "attention_mask": [..]}, ..] of real token ids, unpadded; and optionally
-          signature [{"name", "dtype"}, ..] (order of the model's inputs), fixed_length, pad_id, cpu_affinity,
-          runs (memory phase).
+          rows [{input name: values}, ..] without the batch dimension: real token ids and their mask, unpadded, or the
+          pixels of an image as nested lists; and optionally
+          signature [{"name", "dtype"}, ..] (order of the model's inputs; dtype int64, int32 or float32),
+          fixed_length (of token inputs), pad_id, cpu_affinity, runs (memory phase).
 Phases:   load     load, first inference, exit. One cold sample per process (files may be in the page cache)
           memory   the same with ``runs`` inferences, and peak resident memory above the state before the load
-          outputs  logits of every row
+          outputs  logits of every row (of a padded row: without the padding's)
           time     as load, then stays: answers one request per line until stdin ends
 Requests: {"schema", "request": "block", "rows", "warmup_runs", "warmup_seconds", "min_runs", "min_seconds",
           "max_seconds"} -> raw samples in ns; {"schema", "request": "outputs", "rows"} -> logits
@@ -36,9 +37,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, list[Any]]  # one row of a job: token ids, or pixels as nested lists
+
 SCHEMA = "edgekd/runner/1"
 VERSION = "1"
 PHASES = ("load", "memory", "outputs", "time")
+DTYPES = {"int64", "int32", "float32"}
 
 
 class RunnerError(Exception):
@@ -53,9 +57,9 @@ class RunnerError(Exception):
 class Model:
     """A loaded model. ``prepare`` turns a row into the runtime's inputs, ``call`` is what is timed."""
 
-    prepare: Callable[[dict[str, list[int]]], Any]
+    prepare: Callable[[Row], Any]
     call: Callable[[Any], Any]
-    logits: Callable[[Any], list[float]]
+    logits: Callable[[Any], list[Any]]
     observed: dict[str, Any]
 
 
@@ -74,9 +78,10 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
     def load() -> Model:
         session = runtime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
         names = [one.name for one in session.get_inputs()]
-        kinds = {one.name: np.int32 if "int32" in one.type else np.int64 for one in session.get_inputs()}
+        known = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+        kinds = {one.name: known[one.type] for one in session.get_inputs()}
 
-        def prepare(row: dict[str, list[int]]) -> Any:
+        def prepare(row: Row) -> Any:
             return {name: np.asarray([_of(row, name)], dtype=kinds[name]) for name in names}
 
         return Model(
@@ -105,7 +110,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
         output = interpreter.get_output_details()[0]
         scale, zero = output["quantization"]
 
-        def prepare(row: dict[str, list[int]]) -> Any:
+        def prepare(row: Row) -> Any:
             return [(detail["index"], np.asarray([_of(row, name)], dtype=detail["dtype"])) for name, detail in wanted]
 
         def call(inputs: Any) -> Any:
@@ -114,7 +119,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
             interpreter.invoke()
             return interpreter.get_tensor(output["index"])
 
-        def logits(value: Any) -> list[float]:
+        def logits(value: Any) -> list[Any]:
             if np.issubdtype(value.dtype, np.integer):
                 value = (value.astype(np.float32) - zero) * np.float32(scale)
             return value.astype(np.float32)[0].tolist()
@@ -163,7 +168,7 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Model]:
         if method is None:
             raise RunnerError("failed", "the program has no method 'forward'")
 
-        def prepare(row: dict[str, list[int]]) -> Any:
+        def prepare(row: Row) -> Any:
             return [torch.tensor([_of(row, name)], dtype=kind) for name, kind in dtypes.items()]
 
         return Model(
@@ -198,6 +203,7 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
     torch.set_num_threads(job["threads"])
     torch.set_grad_enabled(False)
     exported = job["model"].endswith(".pt2")
+    dtypes = {one["name"]: getattr(torch, one["dtype"]) for one in job["signature"]}
     if exported:
         with contextlib.suppress(ImportError):
             import torch.ao.quantization.fx._decomposed  # registers quantize and dequantize
@@ -211,15 +217,13 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
     def load() -> Model:
         if exported:
             model = torch.export.load(job["model"]).module()
-            names = [one["name"] for one in job["signature"]]
             call = lambda inputs: model(*inputs.values())  # noqa: E731
         else:
             model = kind.from_pretrained(job["model"]).eval()
-            names = None
-            call = lambda inputs: model(**inputs).logits  # noqa: E731
+            call = lambda inputs: model(**inputs)[0]  # noqa: E731 - of several outputs the first
 
-        def prepare(row: dict[str, list[int]]) -> Any:
-            return {name: torch.tensor([_of(row, name)], dtype=torch.int64) for name in names or row}
+        def prepare(row: Row) -> Any:
+            return {name: torch.tensor([_of(row, name)], dtype=dtype) for name, dtype in dtypes.items()}
 
         return Model(
             prepare=prepare,
@@ -246,7 +250,7 @@ def _require(module: str, distribution: str) -> Any:
     return importlib.import_module(module)
 
 
-def _of(row: dict[str, list[int]], name: str) -> list[int]:
+def _of(row: Row, name: str) -> list[Any]:
     if name not in row:
         raise RunnerError("job", f"the model wants an input '{name}' that the rows do not have ({', '.join(row)})")
     return row[name]
@@ -278,20 +282,27 @@ def check(job: Any) -> dict[str, Any]:
         raise RunnerError("unavailable", f"no runtime '{job['runtime']}' here (known: {', '.join(sorted(RUNTIMES))})")
     if not isinstance(job["threads"], int) or job["threads"] < 1:
         raise RunnerError("job", f"threads is not a positive whole number: {job['threads']!r}")
+    if unknown := sorted({str(one.get("dtype")) for one in job["signature"]} - DTYPES):
+        raise RunnerError("job", f"unknown dtype: {', '.join(unknown)} (known: {', '.join(sorted(DTYPES))})")
     _check_rows(job["rows"])
     return job
 
 
 def _check_rows(rows: Any) -> None:
     whole = isinstance(rows, list) and rows and all(isinstance(row, dict) and row for row in rows)
-    if not whole or not all(isinstance(ids, list) and ids for row in rows for ids in row.values()):
-        raise RunnerError("job", "rows is not a list of {name: [token ids]}")
+    if not whole or not all(isinstance(values, list) and values for row in rows for values in row.values()):
+        raise RunnerError("job", "rows is not a list of {input name: list of token ids, or of an image's channels}")
 
 
-def _padded(job: dict[str, Any], row: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The row at the model's fixed length (mask 0, pad id) or, where the length is free, as it is."""
+def _tokens(row: Row) -> int:
+    """Length of a row; 1 for an image."""
+    return next((len(values) for values in row.values() if not isinstance(values[0], list)), 1)
+
+
+def _padded(job: dict[str, Any], row: Row) -> Row:
+    """The row at the model's fixed length (mask 0, pad id) or, where the length is free or an image's, as it is."""
     length = job["fixed_length"]
-    if length is None:
+    if length is None or any(isinstance(values[0], list) for values in row.values()):
         return row
     fills = {"input_ids": job["pad_id"]}
     if any(len(ids) > length for ids in row.values()):
@@ -302,7 +313,17 @@ def _padded(job: dict[str, Any], row: dict[str, list[int]]) -> dict[str, list[in
 def _prepared(job: dict[str, Any], model: Model, rows: Any) -> tuple[list[Any], list[int]]:
     _check_rows(rows)
     padded = [_padded(job, row) for row in rows]
-    return [model.prepare(row) for row in padded], [len(next(iter(row.values()))) for row in padded]
+    return [model.prepare(row) for row in padded], [_tokens(row) for row in padded]
+
+
+def _answers(job: dict[str, Any], model: Model, rows: Any) -> list[Any]:
+    """Logits of every row; where there is one set per token, those of the padding are cut off."""
+    inputs, _ = _prepared(job, model, rows)
+    answers = [model.logits(model.call(one)) for one in inputs]
+    return [
+        logits[: _tokens(row)] if isinstance(logits[0], list) else logits
+        for row, logits in zip(rows, answers, strict=True)
+    ]
 
 
 def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
@@ -341,7 +362,7 @@ def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
             model.call(inputs[number % len(inputs)])
         answer["memory"] = _above(before, _memory(), reset) | {"runs": job["runs"]}
     if job["phase"] == "outputs":
-        answer["logits"] = [model.logits(model.call(one)) for one in inputs]
+        answer["logits"] = _answers(job, model, job["rows"])
     return model, answer
 
 
@@ -350,8 +371,7 @@ def answer_request(job: dict[str, Any], model: Model, request: Any) -> dict[str,
     if not isinstance(request, dict) or request.get("schema") != SCHEMA:
         raise RunnerError("job", f"not a request of schema {SCHEMA}")
     if request.get("request") == "outputs":
-        inputs, _ = _prepared(job, model, request.get("rows"))
-        return {"answer": "outputs", "logits": [model.logits(model.call(one)) for one in inputs]}
+        return {"answer": "outputs", "logits": _answers(job, model, request.get("rows"))}
     if request.get("request") != "block":
         raise RunnerError("job", f"unknown request {request.get('request')!r} (known: block, outputs)")
     numbers = ("warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds")

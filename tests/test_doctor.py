@@ -1,0 +1,78 @@
+"""The KD doctor: each of the things that go wrong silently is said in plain words, before any training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from edgekd import doctor, pipeline, recipe
+
+
+def say(text: str, folder: Path, *sets: str) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in doctor.examine((recipe.parse(text, overrides=sets), folder)):
+        found.setdefault(row["what"], []).append((row["state"], row["detail"]))
+    return found
+
+
+def test_a_healthy_recipe(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    found = say(tiny.recipe, tmp_path)
+    assert found["teacher"][0][0] == "ok"
+    assert "42 steps" in found["time"][0][1]  # 3 epochs of 14
+    assert "forward-kl" in found["loss at step 0"][0][1] and "hard" in found["loss at step 0"][0][1]
+    assert "MB" in found["student"][0][1]
+
+
+def test_shuffled_labels_look_like_a_teacher_that_knows_nothing(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny.folder / "teacher", teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    config["id2label"] = {"0": "metal", "1": "river", "2": "fruit"}
+    config["label2id"] = {"metal": 0, "river": 1, "fruit": 2}
+    (teacher / "config.json").write_text(json.dumps(config))
+    state, detail = say(tiny.recipe, tmp_path / "run", f"teacher.model={teacher}")["teacher"][0]
+    assert state == "note" and "another order" in detail
+
+
+def test_a_teacher_that_fits_its_text_asks_for_more_text(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    test = tmp_path / "test.csv"
+    with (tiny.folder / "test.csv").open() as source, test.open("w", newline="") as out:
+        rows = list(csv.DictReader(source))
+        for row in rows[::4]:  # a quarter of the labels is wrong: the teacher is better on what it has learned
+            row["label"] = {"fruit": "metal", "metal": "river", "river": "fruit"}[row["label"]]
+        writer = csv.DictWriter(out, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    found = say(tiny.recipe, tmp_path / "run", f"data.test={test}")
+    assert "say little beyond the hard ones" in found["transfer text"][0][1]
+    found = say(tiny.recipe, tmp_path / "run", f"data.test={test}", "data.augment.copies=2")
+    assert found["transfer text"][0][0] == "ok"
+
+
+def test_a_cache_that_is_not_the_teachers_is_found(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import load_file, save_file
+
+    loaded = recipe.parse(tiny.recipe)
+    teach = pipeline.run(loaded, tmp_path, until="teach").steps["teach"]
+    assert say(tiny.recipe, tmp_path)["cache"][0][0] == "ok"
+    for shard in sorted((teach.path / "cache").iterdir()):
+        from safetensors import safe_open
+
+        with safe_open(shard, framework="pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(shard)
+        tensors["logits"] = tensors["logits"].flip(0)
+        save_file(tensors, shard, metadata)
+    state, detail = say(tiny.recipe, tmp_path)["cache"][0]
+    assert state == "note" and "delete the teach step" in detail
+
+
+def test_a_loud_term_and_a_long_limit_are_said(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = tiny.recipe.replace("max_length: 16", "max_length: 64").replace(
+        "distill:\n", "distill:\n  losses: [{loss: forward-kl}, {loss: hidden-mse, weight: 1000}]\n", 1
+    )
+    found = say(text, tmp_path)
+    assert any("lower its weight" in detail for _, detail in found["loss at step 0"])
+    assert "for nothing" in found["length"][0][1]
