@@ -41,9 +41,14 @@ class _Lines:
             left = (event.total - event.done) / rate if rate else 0
             text = f"{event.done}/{event.total} {event.unit}, {rate:.1f}/s, {left:.0f} s left"
         else:
-            text = " ".join(filter(None, (event.kind, event.text)))
+            text = " ".join(filter(None, (event.kind, event.text, _told(event))))
         sys.stderr.write(f"{event.step}: {text}\n")
         sys.stderr.flush()
+
+
+def _told(event: Any) -> str:
+    """The metrics of an evaluation, shortly."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items() if name != "parameters")
 
 
 @contextmanager
@@ -84,6 +89,8 @@ def _bars() -> Iterator[Listener]:
             bars.update(task, completed=event.done, total=event.total, unit=event.unit)
         elif event.kind in ("made", "hit"):
             bars.update(task, completed=1, total=1, text=f"{event.kind} {event.text}".strip())
+        elif event.kind == "evaluated":
+            bars.update(task, text=_told(event))
         else:
             bars.update(task, text=f"{event.kind} {event.text}".strip() if event.kind != "start" else "")
 

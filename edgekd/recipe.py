@@ -148,6 +148,7 @@ class Distill(Section):
         "metric", description="What the best checkpoint is best at on validation; distance to the teacher is steadier."
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; a kill loses at most these.")
+    seed: int | None = Field(None, ge=0, description="Seed of the training alone; default: the recipe's seed.")
     baseline: bool = Field(True, description="Also train the same student without the teacher, equal budget.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")

@@ -35,6 +35,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
+    seed = recipe.seed if settings.seed is None else settings.seed
     teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
     model, pad_token_id = start.model, start.pad_token_id
@@ -81,7 +82,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         lessons,
         max_steps=max_steps,
         evaluate_every=min(max(1, round(settings.evaluate_every * per_epoch)), max_steps),
-        seed=recipe.seed,
+        seed=seed,
         scratch=out / SCRATCH,
         judge=judge,
         better=better,
@@ -146,10 +147,11 @@ class Start:
 
 def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, work: Path) -> Start:
     """The student that ``recipe.distill.student`` describes; a trimmed tokenizer is written under ``work``."""
+    seed = recipe.seed if recipe.distill.seed is None else recipe.distill.seed
     shape, model_class = recipe.distill.student, transformers.model_class(task.AUTO_TASK)
     if shape.model is not None:
         folder = work / "tokenizer"
-        model = student.make(shape, teacher, model_class, recipe.seed)
+        model = student.make(shape, teacher, model_class, seed)
         student.copy_tokenizer(shape.model, folder)
         return Start(model, task.processor(folder), folder, int(model.config.pad_token_id or 0), None)
     tokenizer, kept, facts = data.path / "tokenizer", None, None
@@ -160,9 +162,7 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, w
     if shape.prune == "importance":
         importance = _importance(recipe, task, data, train[:: max(1, len(train) // IMPORTANCE_ROWS)], teacher)
     positions = recipe.data.max_length if "input_ids" in task.INPUTS else None
-    model = student.make(
-        shape, teacher, model_class, recipe.seed, kept=kept, importance=importance, max_positions=positions
-    )
+    model = student.make(shape, teacher, model_class, seed, kept=kept, importance=importance, max_positions=positions)
     pad_token_id = data.facts["pad_token_id"] if kept is None else kept.index(data.facts["pad_token_id"])
     return Start(model, task.processor(tokenizer), tokenizer, pad_token_id, facts)
 

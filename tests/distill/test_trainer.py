@@ -254,3 +254,22 @@ def test_every_kind_of_knowledge_trains_from_yaml_and_leaves_no_projection(tiny,
     kept = load_file(tmp_path / "a" / "model" / "model.safetensors")
     assert not any("projection" in name for name in kept)
     assert sum(tensor.numel() for tensor in kept.values()) == facts["parameters"]
+
+
+def test_an_online_run_is_a_cached_run(tiny, taught, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Shuffled, resumed in the middle, and with a teacher that is asked in every step: the same student."""
+    online = pipeline.run(recipe.parse(tiny.recipe, overrides=["teach.online=true"]), tmp_path / "run", until="teach")
+    cached = run(tiny, taught, tmp_path / "cached", "student")
+
+    def dies(done: int, total: int, unit: str) -> None:
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, online, tmp_path / "online", "student", "teach.online=true", progress=dies)
+    asked = run(tiny, online, tmp_path / "online", "student", "teach.online=true")
+    assert asked["steps"] == cached["steps"]
+    mine, theirs = (load_file(tmp_path / one / "test_logits.safetensors")["logits"] for one in ("cached", "online"))
+    torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+    soft = [[e["forward-kl"] for e in facts["history"] if "forward-kl" in e] for facts in (cached, asked)]
+    assert soft[0] == pytest.approx(soft[1], abs=1e-5)
