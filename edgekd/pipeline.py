@@ -451,7 +451,9 @@ class _Digests:
         if source is None:
             return None
         path = Path(source)
-        if not path.exists():
+        if not path.exists():  # `digits.npz:train` names a part of a file
+            path = Path(source.rpartition(":")[0])
+        if not path.name or not path.exists():
             return f"id:{source}"
         files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
         stamps = [(str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]

@@ -113,8 +113,11 @@ def _file(path: Path, where: str) -> str:
 def _read_arrays(path: Path, split: str) -> list[Row]:
     """Rows with ``image`` (PNG in base64) and, where the file has them, ``label``."""
     import numpy as np
-    from PIL import Image
 
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Environment("Pillow is not installed", todo="pip install 'edgekd[images]'") from None
     if not path.is_file():
         raise BadInput("no such file", where=str(path), todo="Check the path in the recipe's data section.")
     try:

@@ -34,10 +34,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     processor, pad_token_id = _processor(recipe, task, config, folder)
     labels = _labels(recipe, task, config, warnings)
     examples = _splits(recipe, task, labels, warnings)
-    held = {task.sample_text(e) for name in ("validation", "test") for e in examples[name]}
+    length = recipe.data.max_length
+    held_rows = task.expand([e for name in ("validation", "test") for e in examples[name]], processor, length)
+    held = {task.sample_text(row) for row in held_rows}
     examples["unlabelled"] = _unlabelled(recipe, task, held)
     examples["augmented"], augmentation = _augmented(recipe, task, examples["train"], held, inputs, warnings)
-    splits = {name: task.expand(some, processor, recipe.data.max_length) for name, some in examples.items()}
+    splits = {name: task.expand(some, processor, length) for name, some in examples.items()}
     for name, rows in splits.items():
         # Escaped: a raw U+2028 or U+0085 is legal in JSON and yet ends a line for whoever reads by lines.
         write_atomic(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -152,7 +154,14 @@ def _labels(recipe: Recipe, task: Any, config: Any, warnings: list[str]) -> list
 
 
 def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list[dict[str, Any]]:
-    rows = load.read_table(source, task.COLUMNS, recipe.data.columns)
+    rows = load.read_table(
+        source,
+        task.COLUMNS,
+        recipe.data.columns,
+        optional=task.OPTIONAL_COLUMNS,
+        lists=task.LIST_COLUMNS,
+        files=task.FILE_COLUMNS,
+    )
     if recipe.data.limit:
         rows = rows[: recipe.data.limit]
     examples = []
@@ -202,7 +211,7 @@ def _classes(example: dict[str, Any]) -> list[int]:
 def _unlabelled(recipe: Recipe, task: Any, held: set[str]) -> list[dict[str, Any]]:
     if not recipe.data.unlabelled:
         return []
-    rows = load.read_table(recipe.data.unlabelled, task.TEXT_COLUMNS, recipe.data.columns)
+    rows = load.read_table(recipe.data.unlabelled, task.TEXT_COLUMNS, recipe.data.columns, files=task.FILE_COLUMNS)
     texts: dict[str, dict[str, Any]] = {}
     for row in rows:
         example = dict(task.example(row, []))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.errors import BadInput
+from edgekd.errors import BadInput, Environment
 from edgekd.tasks import _classes
 from edgekd.tasks._contract import Encoded, Example
 
@@ -96,8 +96,10 @@ def take(logits_C: Any, encoded: Encoded) -> Any:
 
 def _pixels(image: str) -> Any:
     """The decoded image in RGB."""
-    from PIL import Image, UnidentifiedImageError
-
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise Environment("Pillow is not installed", todo="pip install 'edgekd[images]'") from None
     try:
         return Image.open(io.BytesIO(base64.b64decode(image, validate=True))).convert("RGB")
     except (binascii.Error, UnidentifiedImageError, OSError) as error:

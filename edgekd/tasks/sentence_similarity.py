@@ -26,7 +26,7 @@ FILE_COLUMNS: tuple[str, ...] = ()
 INPUTS = _text.INPUTS
 GROUP = 2
 PER_UNIT = False
-SOFT = "similarity"
+SOFT = "contrastive"
 STS = 5.0  # the highest score of the STS scale
 ALIKE = 0.99  # cosine of two vectors that count as the same
 

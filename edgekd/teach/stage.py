@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     estimate = sum(_estimate(task, processor, recipe, data, model, part, kinds) for part, kinds in parts)
     cache.refuse(estimate, settings.max_cache_gb)
     began, made, reused, first = time.monotonic(), 0, 0, 0
+    samples = sum(len(part) for part, _ in parts)
+
+    def progress(done: int, total: int, unit: str) -> None:
+        inputs.progress(done if first == 0 else samples - total + done, samples, unit)
+
+    told = replace(inputs, progress=progress)
     for part, kinds in parts:
-        fresh, copied, first = _fill(recipe, inputs, out / cache.FOLDER, identity, part, kinds, model, members, first)
+        fresh, copied, first = _fill(recipe, told, out / cache.FOLDER, identity, part, kinds, model, members, first)
         made, reused = made + fresh, reused + copied
     processes.wait()
     seconds = time.monotonic() - began
@@ -63,7 +70,6 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         )
     outputs = {name: transformers.arrays(store.read("logits", ids[name])) for name in ("validation", "test")}
     metrics = {name: task.metrics(outputs[name], splits[name]) for name in outputs}
-    samples = len(taught) + len(parts[1][0])
     return {
         "teacher": {
             "name": recipe.teacher.model,

@@ -120,7 +120,7 @@ def parity(task: Any, outputs: Sequence[np.ndarray], program: Sequence[np.ndarra
         "mean_abs_delta": float(deltas.mean()) if deltas.size else 0.0,
         "identical": float(np.mean([np.array_equal(a, b) for a, b in zip(outputs, program, strict=True)])),
     }
-    if task.SOFT == "similarity":
+    if task.SOFT == "contrastive":
         return facts
     found_MK, program_MK = (_stacked(task, some) for some in (outputs, program))
     top_M2 = np.sort(program_MK, axis=-1)[:, -2:]

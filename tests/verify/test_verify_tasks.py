@@ -238,7 +238,7 @@ def test_one_row_that_is_wrong_is_counted(world: World) -> None:
     assert facts["parity"]["max_abs_delta"] == pytest.approx(2 * np.abs(world.program[1]).max())
     assert facts["agreement"]["program"] == pytest.approx(1 - 1 / rows)
     assert facts["golden"]["passed"] is True
-    if world.task.SOFT != "similarity":
+    if world.task.SOFT != "contrastive":
         assert facts["parity"]["disagreements"] >= 1 and facts["parity"]["largest_margin"] > 0
     else:
         assert "argmax_agreement" not in facts["parity"]  # an entry of an embedding is no answer
