@@ -96,6 +96,9 @@ class Student(Section):
     heads: int | None = Field(None, ge=1, description="Attention heads; default: the teacher's.")
     intermediate_size: int | None = Field(None, ge=1, description="Feed-forward width; default: the teacher's.")
     embedding_size: int | None = Field(None, ge=1, description="Rank of the word table; a projection widens it.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout in training, of states and attention alike; default: the teacher's."
+    )
     vocabulary: float | None = Field(
         None, gt=0, le=1, description="Keep the tokens that make up this share of the text; default: all there are."
     )

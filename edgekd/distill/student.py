@@ -80,6 +80,9 @@ def make(
     for name in FOLLOWERS:
         if getattr(config, name, None) == own["hidden_size"]:
             setattr(config, name, plan.sizes["hidden_size"])
+    for name in DROPOUTS if shape.dropout is not None else ():
+        if hasattr(config, name):
+            setattr(config, name, shape.dropout)
     _mark_heads(config, plan)
     rows = _rows(source, config, kept, max_positions)
     student = _build(config, model_class)
@@ -223,6 +226,17 @@ def _flops(model: Any, tokens: int) -> int:
     finally:
         model.train(training).set_attn_implementation(attention)
     return counter.get_total_flops()
+
+
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+    "qa_dropout",
+)
 
 
 @dataclass(frozen=True)

@@ -422,6 +422,7 @@ def train(
         eval_steps=evaluate_every,
         seed=seed,
         data_seed=seed,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         report_to=[],
