@@ -147,8 +147,9 @@ class Distill(Section):
     )
     evaluate_every: float = Field(1.0, gt=0, description="Epochs between evaluations on validation.")
     patience: int = Field(4, ge=1, description="Stop after this many evaluations without improvement.")
-    choose: Literal["metric", "distance"] = Field(
-        "metric", description="What the best checkpoint is best at on validation; distance to the teacher is steadier."
+    choose: Literal["metric", "distance", "last"] = Field(
+        "metric",
+        description="Which checkpoint: best metric or smallest distance to the teacher on validation, or last.",
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; a kill loses at most these.")
     seed: int | None = Field(None, ge=0, description="Seed of the training alone; default: the recipe's seed.")

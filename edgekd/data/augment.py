@@ -4,7 +4,7 @@ A teacher says little beyond the hard labels on text that it was trained on; it 
 work on words, so they depend on no tokenizer:
 
     delete      each word is dropped with probability 0.15
-    replace     each word becomes, with probability 0.12, a word of the training text, drawn by frequency
+    replace     each word becomes, with probability 0.12, one of all words of the training text
     rotate      the text is cut at a random point and its two spans are swapped
     splice      the beginning of this text and the end of another
     masked-lm   15 % of the words are masked and refilled by the teacher's own encoder (TinyBERT,
@@ -20,7 +20,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,10 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training texts in words, and their vocabulary by frequency."""
+    """The training texts in words, and their different words."""
 
     texts: list[list[str]]
     vocabulary: list[str]
-    cumulated: list[int]
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,7 @@ def _usable(methods: Mapping[str, float], teacher: str, revision: str | None) ->
 
 def _corpus(texts: Sequence[str]) -> Corpus:
     words = [text.split() for text in texts]
-    counts = Counter(word for text in words for word in text)
-    return Corpus(words, list(counts), list(accumulate(counts.values())))
+    return Corpus(words, sorted({word for text in words for word in text}))
 
 
 def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: random.Random) -> str | Masked:
@@ -209,7 +206,7 @@ def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: ran
         return " ".join(word for i, word in enumerate(words) if i not in gone) if len(gone) < len(words) else words[0]
     if method == "replace":
         gone = _chosen(len(words), REPLACED, stream)
-        new = stream.choices(corpus.vocabulary, cum_weights=corpus.cumulated, k=len(words))
+        new = stream.choices(corpus.vocabulary, k=len(words))
         return " ".join(new[i] if i in gone else word for i, word in enumerate(words))
     if method == "rotate":
         cut = stream.randrange(1, max(2, len(words)))

@@ -68,6 +68,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     def better(entry: dict[str, float]) -> tuple[float, ...]:
         if not taught:
             return (entry[f"eval_{task.HEADLINE}"],)
+        if settings.choose == "last":
+            return (entry["step"],)
         order = (entry[f"eval_{task.HEADLINE}"], -entry["eval_distance"])
         return order if settings.choose == "metric" else order[::-1]
 

@@ -57,7 +57,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "scheme": scheme,
         **facts,
         "metrics": {"test": task.metrics(arrays, test)},
-        "max_length": length,
+        "max_length": length if "input_ids" in task.INPUTS else None,
         **signature,
         "pad_token_id": pad_token_id,
         "logit_range": float(values.max() - values.min()),
