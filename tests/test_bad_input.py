@@ -87,7 +87,32 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     "more layers than the teacher": (
         recipe("{layers: 1}", "{layers: 9}"),
         2,
-        ["layers is 9, the teacher has 2"],
+        ["layers is 9, its source has 2"],
+    ),
+    "unknown loss": (
+        recipe("epochs: 1", "losses: [{loss: forwrd-kl}]"),
+        2,
+        ["unknown loss 'forwrd-kl'", "Did you mean 'forward-kl'?"],
+    ),
+    "a layer that is not there": (
+        recipe("epochs: 1", "losses: [{loss: hidden-mse, layers: [[1, 7]]}]"),
+        2,
+        ["layers [1, 7]", "the teacher 0 to 2"],
+    ),
+    "relation heads that do not divide": (
+        recipe("epochs: 1", "losses: [{loss: minilm, heads: 5}]"),
+        2,
+        ["5", "heads"],
+    ),
+    "a cache too large": (
+        recipe("epochs: 1", "losses: [{loss: attention-kl}]\nteach: {max_cache_gb: 1.0e-6}"),
+        2,
+        ["cache would take", "teach.max_cache_gb", "teach.online"],
+    ),
+    "unknown augmentation": (
+        recipe("max_length: 16", "max_length: 16, augment: {copies: 1, methods: {delet: 1}}"),
+        2,
+        ["'delet'", "Did you mean 'delete'?"],
     ),
     "student is no model": (recipe("{layers: 1}", "{model: nowhere}"), 2, ["nowhere", "cannot be loaded"]),
     # the data
