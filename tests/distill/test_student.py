@@ -388,3 +388,12 @@ def test_the_summary_of_an_image_model_is_of_one_image() -> None:
     patches, h, i = 4, 16, 32
     per_token = 4 * h * h + 2 * h * i + 2 * (patches + 1) * h
     assert found["flops"] == 2 * (patches * 3 * 64 * h + (patches + 1) * 4 * per_token + h * 2)
+
+
+def test_dropout_is_the_teachers_unless_the_recipe_says_so(tiny) -> None:  # type: ignore[no-untyped-def]
+    teacher = AutoModelForSequenceClassification.from_pretrained(tiny.folder / "teacher", dtype=torch.float32)
+    plain = student.make(Student(layers=1), teacher, AutoModelForSequenceClassification, 0)
+    without = student.make(Student(layers=1, dropout=0.0), teacher, AutoModelForSequenceClassification, 0)
+    assert plain.config.hidden_dropout_prob == teacher.config.hidden_dropout_prob > 0
+    assert without.config.hidden_dropout_prob == without.config.attention_probs_dropout_prob == 0
+    assert all(module.p == 0 for module in without.modules() if isinstance(module, torch.nn.Dropout))

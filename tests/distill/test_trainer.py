@@ -273,3 +273,17 @@ def test_an_online_run_is_a_cached_run(tiny, taught, tmp_path: Path) -> None:  #
     torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
     soft = [[e["forward-kl"] for e in facts["history"] if "forward-kl" in e] for facts in (cached, asked)]
     assert soft[0] == pytest.approx(soft[1], abs=1e-5)
+
+
+def test_the_last_checkpoint_and_another_seed_may_be_asked_for(tiny, taught, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    sets = ("distill.choose=last", "distill.learning_rate=0.2", "distill.evaluate_every=0.5", "distill.patience=99")
+    facts = run(tiny, taught, tmp_path / "a", "student", *sets)
+    seen = trainer.evaluations(facts["history"])
+    assert facts["best"]["step"] == seen[-1]["step"] == facts["max_steps"]
+    other = run(tiny, taught, tmp_path / "b", "student", *sets, "distill.seed=5")
+    assert [e["forward-kl"] for e in other["history"] if "forward-kl" in e] != [
+        e["forward-kl"] for e in facts["history"] if "forward-kl" in e
+    ]
+    baseline = run(tiny, taught, tmp_path / "c", "baseline", *sets)  # it has no teacher to be steadied by
+    best = max(entry["eval_accuracy"] for entry in trainer.evaluations(baseline["history"]))
+    assert baseline["metrics"]["validation"]["accuracy"] == best
