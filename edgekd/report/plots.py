@@ -95,8 +95,8 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
     return _svg(title, told, body)
 
 
-STYLE = """.plot{font:13px system-ui,sans-serif;background:#fff}.frame,.grid{stroke:#bbb;fill:none}text{fill:#333}
-.g0{fill:#8a8a8a;stroke:#8a8a8a}.g1{fill:#0b6e99;stroke:#0b6e99}.leader{stroke:#bbb}"""
+STYLE = """.plot{font:13px system-ui,sans-serif;background:#fff}text{fill:#333}.g0{fill:#8a8a8a;stroke:#8a8a8a}
+.g1{fill:#0b6e99;stroke:#0b6e99}.axis,.grid,.line,.leader,.whisker{fill:none;stroke:#bbb}.axis{stroke:#333}"""
 
 
 def alone(plot: str) -> str:
