@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-# Real data sets and teachers are not part of the project: point EDGEKD_SHARED at a folder with data/ and teachers/.
-SHARED = Path(os.environ.get("EDGEKD_SHARED", ROOT.parent / "shared"))
+from _material import ROOT, SHARED, tiny_rows
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,12 +71,6 @@ class Tiny:
         return TINY_RECIPE.format(folder=self.folder)
 
 
-WORDS = {
-    "fruit": "apple banana cherry grape lemon mango peach plum",
-    "metal": "copper iron nickel silver steel tin zinc bronze",
-    "river": "amazon danube ganges nile rhine thames volga yukon",
-}
-FILLER = "please tell me more about the old and new kinds of this or that one in our long list of things".split()
 TINY_RECIPE = """
 name: tiny
 teacher: {{model: {folder}/teacher}}
@@ -97,18 +87,6 @@ export: {{targets: [onnx]}}
 gate: {{max_accuracy_drop: 0.05, min_program_agreement: 0.95, min_teacher_ratio: 0.9, not_slower: false}}
 bench: {{warmup_runs: 1, warmup_seconds: 0, min_runs: 6, min_seconds: 0, blocks: 2, cold_loads: 1}}
 """
-
-
-def tiny_rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences of filler words around one or two words of a class, in a fixed order."""
-    chance = random.Random(seed)
-    rows = []
-    for number in range(count):
-        label = list(WORDS)[number % len(WORDS)]
-        words = chance.choices(FILLER, k=chance.randint(2, 9))
-        words.insert(chance.randrange(len(words) + 1), chance.choice(WORDS[label].split()))
-        rows.append((" ".join(words), label))
-    return rows
 
 
 def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _material import ROOT, SHARED
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("EDGEKD_SHARED", ROOT.parent / "shared"))
 BASE = SHARED / "teachers" / "banking77-minilm-l6"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]

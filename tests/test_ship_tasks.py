@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FILLER, tiny_rows
+from _material import FILLER, tiny_rows
 
 from edgekd import pipeline, recipe, registry
 

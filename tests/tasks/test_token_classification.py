@@ -157,7 +157,7 @@ def test_an_answer_is_spans_of_the_text() -> None:
 def test_the_real_teachers_span_f1_is_reproduced() -> None:
     from types import SimpleNamespace
 
-    from conftest import SHARED
+    from _material import SHARED
     from transformers import AutoConfig
 
     from edgekd.data.load import read_table
