@@ -139,7 +139,7 @@ class Result:
 def steps(recipe: Recipe) -> list[Step]:
     """All cached steps of a recipe, in an order in which parents come first.
 
-    Raises BadInput for an unknown task, target or scheme, and for a scheme that a target cannot carry.
+    Raises BadInput for an unknown task, loss, target or scheme, and for a scheme that a target cannot carry.
     """
     _check(recipe)
     data = recipe.data
@@ -183,6 +183,11 @@ def _check(recipe: Recipe) -> None:
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
     registry.load("tasks", recipe.task)
+    if recipe.distill.losses:
+        from edgekd.losses import find
+
+        for term in recipe.distill.losses:
+            find(term.loss)
     for name, values in (
         ("export.targets", recipe.export.targets),
         ("quantize.schemes", recipe.quantize.schemes),

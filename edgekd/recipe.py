@@ -40,8 +40,8 @@ class Augment(Section):
 
     copies: int = Field(0, ge=0, le=100, description="Changed copies of each training text; 0 is none.")
     methods: dict[str, float] = Field(
-        default_factory=lambda: {"delete": 0.35, "replace": 0.25, "rotate": 0.15, "splice": 0.25},
-        description="Shares of the ways: delete, replace, rotate, splice, masked-lm (if the teacher has an MLM head).",
+        default_factory=lambda: {"delete": 0.25, "replace": 0.2, "borrow": 0.25, "rotate": 0.1, "splice": 0.2},
+        description="Shares of the ways: delete, replace, borrow, rotate, splice, masked-lm (needs an MLM head).",
     )
 
 

@@ -5,6 +5,8 @@ work on words, so they depend on no tokenizer:
 
     delete      each word is dropped with probability 0.15
     replace     each word becomes, with probability 0.12, one of all words of the training text
+    borrow      the same, from the whole words of the teacher's vocabulary: they teach the student what to make of words
+                that the training text never uses (a trimmed vocabulary spells them in pieces)
     rotate      the text is cut at a random point and its two spans are swapped
     splice      the beginning of this text and the end of another
     masked-lm   15 % of the words are masked and refilled by the teacher's own encoder (TinyBERT,
@@ -26,7 +28,7 @@ from typing import Any
 from edgekd.artifact import Facts, Progress, no_progress, read_json
 from edgekd.errors import BadInput, closest
 
-METHODS = ("delete", "replace", "rotate", "splice", "masked-lm")
+METHODS = ("delete", "replace", "borrow", "rotate", "splice", "masked-lm")
 DELETED, REPLACED, MASKED = 0.15, 0.12, 0.15
 CANDIDATES = 10  # a masked word is drawn from this many most likely ones
 BATCH = 64
@@ -55,10 +57,11 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training texts in words, and their different words."""
+    """The training texts in words, their different words, and the words of the teacher's vocabulary."""
 
     texts: list[list[str]]
     vocabulary: list[str]
+    borrowed: list[str]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def augment(
     left out and a warning says so. Raises BadInput for unknown methods and negative weights.
     """
     weights, warnings = _usable(methods, teacher, revision)
-    corpus = _corpus(texts)
+    words = [text.split() for text in texts]
+    own = sorted({word for text in words for word in text})
+    corpus = Corpus(words, own, _borrowed(teacher, revision) if copies and "borrow" in weights else [])
     names, shares = list(weights), list(weights.values())
     drafts: list[tuple[int, str, str | Masked]] = []
     for copy in range(copies if names else 0):
@@ -192,9 +197,20 @@ def _usable(methods: Mapping[str, float], teacher: str, revision: str | None) ->
     return weights, [f"augmentation by masked-lm left out ({rest}): the teacher's checkpoint has no MLM head"]
 
 
-def _corpus(texts: Sequence[str]) -> Corpus:
-    words = [text.split() for text in texts]
-    return Corpus(words, sorted({word for text in words for word in text}))
+def _borrowed(teacher: str, revision: str | None) -> list[str]:
+    """The words of three letters and more that the teacher's tokenizer keeps whole. Raises BadInput without any."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher, revision=revision)
+    spellings, whole_V = _whole_words(tokenizer, len(tokenizer))
+    found = sorted({one for one, whole in zip(spellings, whole_V, strict=True) if whole and one.isalpha()})
+    if words := [word for word in found if len(word) > 2]:
+        return words
+    raise BadInput(
+        "the teacher's vocabulary has no whole words to borrow",
+        where="data.augment.methods",
+        todo="Leave out 'borrow'.",
+    )
 
 
 def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: random.Random) -> str | Masked:
@@ -204,9 +220,9 @@ def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: ran
     if method == "delete":
         gone = _chosen(len(words), DELETED, stream)
         return " ".join(word for i, word in enumerate(words) if i not in gone) if len(gone) < len(words) else words[0]
-    if method == "replace":
+    if method in ("replace", "borrow"):
         gone = _chosen(len(words), REPLACED, stream)
-        new = stream.choices(corpus.vocabulary, k=len(words))
+        new = stream.choices(corpus.vocabulary if method == "replace" else corpus.borrowed, k=len(words))
         return " ".join(new[i] if i in gone else word for i, word in enumerate(words))
     if method == "rotate":
         cut = stream.randrange(1, max(2, len(words)))

@@ -170,10 +170,13 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, w
 
 
 def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, list[int], Facts]:
-    """The teacher's tokenizer with the tokens of the training and transfer text; held-out text is not counted."""
+    """The teacher's tokenizer with the tokens of the training and unlabelled text.
+
+    Held-out text is not counted, nor is made text: its borrowed words stand for those that the student will not know.
+    """
     old = data.path / "tokenizer"
     processor = task.processor(old)
-    seen = [row for name in ("train", *TRANSFER) for row in read_split(data.path, name)]
+    seen = [row for name in ("train", "unlabelled") for row in read_split(data.path, name)]
     ids = [one["input_ids"] for one in task.encode(processor, seen, recipe.data.max_length)]
     source = json.loads((old / "tokenizer.json").read_text(encoding="utf-8"))
     assert recipe.distill.student.vocabulary is not None

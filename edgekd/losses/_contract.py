@@ -54,7 +54,9 @@ def find(name: str) -> Loss:
     losses = known()
     if name not in losses:
         names = sorted(losses)
-        raise BadInput(f"unknown loss '{name}'", todo=f"Known: {', '.join(names)}.{closest(name, names)}")
+        raise BadInput(
+            f"unknown loss '{name}'", where="distill.losses", todo=f"Known: {', '.join(names)}.{closest(name, names)}"
+        )
     return losses[name]
 
 

@@ -205,7 +205,9 @@ def _batch(
     outputs: list[torch.Tensor] = []
     group = task.GROUP
     for i, pool in enumerate(pools):
-        share = max(1, (size // group + i) // len(pools))  # the shares add up to size
+        share = (max(1, size // group) + i) // len(pools)  # the shares add up to size
+        if not share:
+            continue
         groups = torch.randint(0, len(pool.encoded) // group, (share,), generator=generator).tolist()
         picked = [one * group + k for one in groups for k in range(group)]
         rows += [pool.encoded[i] for i in picked]

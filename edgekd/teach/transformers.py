@@ -28,13 +28,18 @@ def load_teacher(teacher: Any, auto_task: str) -> torch.nn.Module:
 
     ``teacher`` has ``model`` and ``revision``; only the first teacher of a recipe may have ``trust_remote_code``.
     """
+    from transformers import AutoConfig
+
+    options = {"revision": teacher.revision, "trust_remote_code": getattr(teacher, "trust_remote_code", False)}
     try:
-        model = model_class(auto_task).from_pretrained(
-            teacher.model,
-            revision=teacher.revision,
-            trust_remote_code=getattr(teacher, "trust_remote_code", False),
-            dtype=torch.float32,
-            use_safetensors=True,
+        config = AutoConfig.from_pretrained(teacher.model, **options)
+        ours = any(name.startswith("edgekd_") for name in vars(config))  # transformers would fill in random weights
+        model = (
+            None
+            if ours
+            else model_class(auto_task).from_pretrained(
+                teacher.model, dtype=torch.float32, use_safetensors=True, **options
+            )
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [""])[0][:200]
@@ -43,6 +48,12 @@ def load_teacher(teacher: Any, auto_task: str) -> torch.nn.Module:
             where=str(teacher.model),
             todo="Check that its config.json (id2label too) and its weights belong together.",
         ) from None
+    if model is None:
+        raise BadInput(
+            "is a student with a factorised word table or narrowed heads, which cannot be a teacher yet",
+            where=str(teacher.model),
+            todo="Distil from the model that taught it.",
+        )
     return model.eval().requires_grad_(False)
 
 

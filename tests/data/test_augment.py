@@ -99,6 +99,24 @@ def test_replacements_are_drawn_from_all_words_alike() -> None:
     assert min(shares) > 0.08 and max(shares) < 0.15  # a ninth each; the commonest word is one of ten
 
 
+def test_borrowed_words_are_whole_words_of_the_teachers_vocabulary(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "howl", "corn", "we", "##ing", "7up", "w0"]
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
+    some = texts()
+    made = make(some, methods={"borrow": 1}, teacher=str(tmp_path)).texts
+    assert len(made) > 150
+    new = set()
+    for one in made:
+        before, after = some[one.source].split(), one.text.split()
+        new |= {b for a, b in zip(before, after, strict=True) if a != b}
+    assert new == {"howl", "corn"}  # not special, not a piece, alphabetic, three letters or more
+    alone = [[word for word in words if word not in ("howl", "corn")], str(tmp_path / "none")]
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(alone[0])}).save_pretrained(alone[1])
+    with pytest.raises(BadInput, match="no whole words to borrow"):
+        make(some, methods={"borrow": 1}, teacher=alone[1])
+    assert make(some, copies=0, methods={"borrow": 1}, teacher="nowhere").texts == []
+
+
 def test_texts_that_cannot_be_changed_are_left_out() -> None:
     made = make(["", "one", "   "], copies=5, methods={"delete": 1, "rotate": 1})
     assert made.texts == [] and made.facts["dropped"] == 15

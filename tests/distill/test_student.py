@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from edgekd.errors import BadInput
 from edgekd.quantize import reference
 from edgekd.quantize.scheme import SCHEMES
 from edgekd.recipe import Student
+from edgekd.teach.transformers import load_teacher
 
 SIZES = {
     "vocab_size": 60,
@@ -213,6 +215,10 @@ def test_a_folder_gives_the_student_back(kind, config, path, shape: Student, tmp
     assert torch.equal(made(**inputs).logits, again(**inputs).logits)
     assert student.shape_of(again.config) == student.shape_of(made.config)
     assert (tmp_path / "model" / "tokenizer.json").is_file()
+    if student._is_marked(made.config):  # transformers alone would start it from random weights
+        auto_task = "image-classification" if kind is ViTForImageClassification else "text-classification"
+        with pytest.raises(BadInput, match="cannot be a teacher"):
+            load_teacher(SimpleNamespace(model=str(tmp_path / "model"), revision=None), auto_task)
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(tensor.numel() for tensor in stored.values()) == sum(p.numel() for p in made.parameters())
 

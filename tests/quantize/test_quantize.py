@@ -420,7 +420,7 @@ def test_the_loss_is_zero_only_at_the_float_student_and_has_three_terms(pair) ->
 def test_a_batch_is_half_and_half_and_follows_from_seed_and_step() -> None:
     rows = encoded(20)
     pools = [pool(rows[:10], 0.0), pool(rows[10:], 1.0)]
-    for size, ones in ((8, 4), (5, 3)):
+    for size, ones in ((8, 4), (5, 3), (1, 1)):
         picked, batch, teacher_BC = qat._batch(pools, task, size, 0, 7, 0)
         assert len(batch["input_ids"]) == len(picked) == size and teacher_BC[:, 0].sum() == ones
     first, again, other = (qat._batch(pools, task, 8, 0, step, 0)[1]["input_ids"] for step in (7, 7, 8))
