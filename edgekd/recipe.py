@@ -35,13 +35,23 @@ class Teacher(Section):
     trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
 
 
+METHODS = {"delete": 0.2, "replace": 0.15, "borrow": 0.1, "rotate": 0.05, "splice": 0.1, "cross": 0.4}
+
+
 class Augment(Section):
     """Transfer text made from the training text; the teacher labels it. Recorded, never equal to a held-out text."""
 
     copies: int = Field(0, ge=0, le=100, description="Changed copies of each training text; 0 is none.")
     methods: dict[str, float] = Field(
-        default_factory=lambda: {"delete": 0.25, "replace": 0.2, "borrow": 0.25, "rotate": 0.1, "splice": 0.2},
-        description="Shares of the ways: delete, replace, borrow, rotate, splice, masked-lm (needs an MLM head).",
+        default_factory=lambda: {
+            "delete": 0.2,
+            "replace": 0.15,
+            "borrow": 0.1,
+            "rotate": 0.05,
+            "splice": 0.1,
+            "cross": 0.4,
+        },
+        description="Shares of: delete, replace, borrow, rotate, splice, cross, masked-lm (needs an MLM head).",
     )
 
 

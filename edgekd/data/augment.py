@@ -9,6 +9,7 @@ work on words, so they depend on no tokenizer:
                 that the training text never uses (a trimmed vocabulary spells them in pieces)
     rotate      the text is cut at a random point and its two spans are swapped
     splice      the beginning of this text and the end of another
+    cross       the same, where the two share a word: mostly a sentence that somebody could have written
     masked-lm   15 % of the words are masked and refilled by the teacher's own encoder (TinyBERT,
                 arXiv:1909.10351, section 4.1), where its checkpoint still has a masked language model's head
 
@@ -28,7 +29,7 @@ from typing import Any
 from edgekd.artifact import Facts, Progress, no_progress, read_json
 from edgekd.errors import BadInput, closest
 
-METHODS = ("delete", "replace", "borrow", "rotate", "splice", "masked-lm")
+METHODS = ("delete", "replace", "borrow", "rotate", "splice", "cross", "masked-lm")
 DELETED, REPLACED, MASKED = 0.15, 0.12, 0.15
 CANDIDATES = 10  # a masked word is drawn from this many most likely ones
 BATCH = 64
@@ -57,11 +58,15 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training texts in words, their different words, and the words of the teacher's vocabulary."""
+    """The training texts in words, their different words, and the words of the teacher's vocabulary.
+
+    ``places``: where each word stands, as (text, position).
+    """
 
     texts: list[list[str]]
     vocabulary: list[str]
     borrowed: list[str]
+    places: Mapping[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,7 @@ def augment(
     left out and a warning says so. Raises BadInput for unknown methods and negative weights.
     """
     weights, warnings = _usable(methods, teacher, revision)
-    words = [text.split() for text in texts]
-    own = sorted({word for text in words for word in text})
-    corpus = Corpus(words, own, _borrowed(teacher, revision) if copies and "borrow" in weights else [])
+    corpus = _corpus(texts, _borrowed(teacher, revision) if copies and "borrow" in weights else [])
     names, shares = list(weights), list(weights.values())
     drafts: list[tuple[int, str, str | Masked]] = []
     for copy in range(copies if names else 0):
@@ -197,6 +200,15 @@ def _usable(methods: Mapping[str, float], teacher: str, revision: str | None) ->
     return weights, [f"augmentation by masked-lm left out ({rest}): the teacher's checkpoint has no MLM head"]
 
 
+def _corpus(texts: Sequence[str], borrowed: list[str]) -> Corpus:
+    words = [text.split() for text in texts]
+    places: dict[str, list[tuple[int, int]]] = {}
+    for row, text in enumerate(words):
+        for position, word in enumerate(text):
+            places.setdefault(word, []).append((row, position))
+    return Corpus(words, sorted(places), borrowed, places)
+
+
 def _borrowed(teacher: str, revision: str | None) -> list[str]:
     """The words of three letters and more that the teacher's tokenizer keeps whole. Raises BadInput without any."""
     from transformers import AutoTokenizer
@@ -231,6 +243,10 @@ def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: ran
         other = corpus.texts[(row + stream.randrange(1, max(2, len(corpus.texts)))) % len(corpus.texts)]
         end = other[stream.randrange(len(other)) :] if other else []
         return " ".join(words[: stream.randrange(1, len(words) + 1)] + end)
+    if method == "cross":
+        cut = stream.randrange(len(words))
+        other, position = stream.choice(corpus.places[words[cut]])
+        return " ".join(words[: cut + 1] + corpus.texts[other][position + 1 :])
     return Masked(words, sorted(_chosen(len(words), MASKED, stream)), stream)
 
 

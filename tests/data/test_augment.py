@@ -99,6 +99,15 @@ def test_replacements_are_drawn_from_all_words_alike() -> None:
     assert min(shares) > 0.08 and max(shares) < 0.15  # a ninth each; the commonest word is one of ten
 
 
+def test_crossed_texts_change_over_at_a_shared_word() -> None:
+    some = ["how do i top up my card", "why was my transfer declined", "where is the card i ordered"]
+    made = {one.text for one in make(some, copies=200, methods={"cross": 1}).texts}
+    whole = [text.split() for text in some]
+    places = [(text, i) for text in whole for i in range(len(text))]
+    possible = {" ".join(a[: i + 1] + b[j + 1 :]) for a, i in places for b, j in places if a[i] == b[j]} - set(some)
+    assert made == possible and "how do i top up my transfer declined" in made
+
+
 def test_borrowed_words_are_whole_words_of_the_teachers_vocabulary(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "howl", "corn", "we", "##ing", "7up", "w0"]
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
