@@ -22,7 +22,7 @@ from scipy import stats
 from edgekd import pipeline, recipe, registry
 
 LOGITS = {"loss": "forward-kl"}
-FEATURES = [{"loss": "hidden-mse", "weight": 5, "pool": "cls"}, {"loss": "hidden-mse", "weight": 5, "pool": "mean"}]
+FEATURES = [{"loss": "hidden-mse", "weight": 5, "pool": "cls"}]
 RELATIONS = [{"loss": "rkd-distance", "weight": 1, "pool": "cls"}, {"loss": "rkd-angle", "weight": 2, "pool": "cls"}]
 METHODS: dict[str, dict[str, Any]] = {
     "logits": {"distill.losses": [LOGITS], "data.augment.copies": 0},
