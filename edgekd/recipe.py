@@ -35,9 +35,6 @@ class Teacher(Section):
     trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
 
 
-METHODS = {"delete": 0.2, "replace": 0.15, "borrow": 0.1, "rotate": 0.05, "splice": 0.1, "cross": 0.4}
-
-
 class Augment(Section):
     """Transfer text made from the training text; the teacher labels it. Recorded, never equal to a held-out text."""
 
@@ -51,7 +48,7 @@ class Augment(Section):
             "splice": 0.1,
             "cross": 0.4,
         },
-        description="Shares of: delete, replace, borrow, rotate, splice, cross, masked-lm (needs an MLM head).",
+        description="Shares of delete, replace, borrow, neighbour, rotate, splice, cross, masked-lm (by an MLM head).",
     )
 
 
@@ -112,12 +109,21 @@ class Student(Section):
     vocabulary: float | None = Field(
         None, gt=0, le=1, description="Keep the tokens that make up this share of the text; default: all there are."
     )
+    vocabulary_size: int | None = Field(
+        None, ge=1, description="Fill it up to this many tokens with the commonest others of the augmented text."
+    )
     take: Literal["uniform", "first", "last"] | list[int] = Field(
         "uniform", description="Which teacher layers to start from; a list counts them from 0."
     )
     prune: Literal["none", "importance"] = Field(
         "none", description="A narrower width starts from principal components and fresh layers, or from what matters."
     )
+
+    @pydantic.model_validator(mode="after")
+    def _has_what_it_fills(self) -> Student:
+        if self.vocabulary_size is not None and self.vocabulary is None:
+            raise ValueError("vocabulary_size fills a trimmed vocabulary: set vocabulary too (1.0 keeps all your text)")
+        return self
 
 
 class Term(Section):

@@ -114,6 +114,11 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
         2,
         ["'delet'", "Did you mean 'delete'?"],
     ),
+    "a vocabulary that nothing trims": (
+        recipe("{layers: 1}", "{vocabulary_size: 900}"),
+        2,
+        ["distill.student", "vocabulary_size fills a trimmed vocabulary"],
+    ),
     "student is no model": (recipe("{layers: 1}", "{model: nowhere}"), 2, ["nowhere", "cannot be loaded"]),
     # the data
     "no train file": (remove("train.csv"), 2, ["train.csv", "no such file"]),

@@ -69,6 +69,14 @@ def test_a_cache_that_is_not_the_teachers_is_found(tiny, tmp_path: Path) -> None
     assert state == "note" and "delete the teach step" in detail
 
 
+def test_the_cache_is_sized_before_it_is_made(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    state, detail = say(tiny.recipe, tmp_path)["disk"][0]
+    facts = pipeline.run(recipe.parse(tiny.recipe), tmp_path, until="teach").facts("teach") or {}
+    assert state == "ok" and f"{facts['estimate_bytes'] / 1e9:.2g} GB" in detail
+    state, detail = say(tiny.recipe, tmp_path, "teach.max_cache_gb=1.0e-9")["disk"][0]
+    assert state == "note" and "teach.online" in detail
+
+
 def test_a_loud_term_and_a_long_limit_are_said(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     text = tiny.recipe.replace("max_length: 16", "max_length: 64").replace(
         "distill:\n", "distill:\n  losses: [{loss: forward-kl}, {loss: hidden-mse, weight: 1000}]\n", 1

@@ -7,6 +7,8 @@ work on words, so they depend on no tokenizer:
     replace     each word becomes, with probability 0.12, one of all words of the training text
     borrow      the same, from the whole words of the teacher's vocabulary: they teach the student what to make of words
                 that the training text never uses (a trimmed vocabulary spells them in pieces)
+    neighbour   the same, from the ten nearest words in the teacher's word table (TinyBERT, arXiv:1909.10351, section
+                4.1, takes them from GloVe): other words in a sentence that still means something
     rotate      the text is cut at a random point and its two spans are swapped
     splice      the beginning of this text and the end of another
     cross       the same, where the two share a word: mostly a sentence that somebody could have written
@@ -29,9 +31,10 @@ from typing import Any
 from edgekd.artifact import Facts, Progress, no_progress, read_json
 from edgekd.errors import BadInput, closest
 
-METHODS = ("delete", "replace", "borrow", "rotate", "splice", "cross", "masked-lm")
-DELETED, REPLACED, MASKED = 0.15, 0.12, 0.15
-CANDIDATES = 10  # a masked word is drawn from this many most likely ones
+METHODS = ("delete", "replace", "borrow", "neighbour", "rotate", "splice", "cross", "masked-lm")
+DELETED, REPLACED, NEIGHBOURS, MASKED = 0.15, 0.12, 0.25, 0.15
+CANDIDATES = 10  # a masked word is drawn from this many most likely ones, a neighbour from as many nearest ones
+SHARPNESS = 10.0  # a neighbour's share is exp(SHARPNESS * cosine)
 BATCH = 64
 # Parameter names of the masked language model's head: BERT, RoBERTa (a causal model has no dense there), DistilBERT,
 # ELECTRA's generator.
@@ -60,13 +63,15 @@ class Augmented:
 class Corpus:
     """The training texts in words, their different words, and the words of the teacher's vocabulary.
 
-    ``places``: where each word stands, as (text, position).
+    ``places``: where each word stands, as (text, position). ``neighbours``: by word in lower case without
+    punctuation, its nearest words and their weights.
     """
 
     texts: list[list[str]]
     vocabulary: list[str]
     borrowed: list[str]
     places: Mapping[str, list[tuple[int, int]]]
+    neighbours: Mapping[str, tuple[list[str], list[float]]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def augment(
     left out and a warning says so. Raises BadInput for unknown methods and negative weights.
     """
     weights, warnings = _usable(methods, teacher, revision)
-    corpus = _corpus(texts, _borrowed(teacher, revision) if copies and "borrow" in weights else [])
+    corpus = _corpus(texts, weights if copies else {}, teacher, revision)
     names, shares = list(weights), list(weights.values())
     drafts: list[tuple[int, str, str | Masked]] = []
     for copy in range(copies if names else 0):
@@ -200,29 +205,66 @@ def _usable(methods: Mapping[str, float], teacher: str, revision: str | None) ->
     return weights, [f"augmentation by masked-lm left out ({rest}): the teacher's checkpoint has no MLM head"]
 
 
-def _corpus(texts: Sequence[str], borrowed: list[str]) -> Corpus:
+def _corpus(texts: Sequence[str], methods: Mapping[str, float], teacher: str, revision: str | None) -> Corpus:
     words = [text.split() for text in texts]
     places: dict[str, list[tuple[int, int]]] = {}
     for row, text in enumerate(words):
         for position, word in enumerate(text):
             places.setdefault(word, []).append((row, position))
-    return Corpus(words, sorted(places), borrowed, places)
+    known = _known(teacher, revision) if methods.keys() & {"borrow", "neighbour"} else {}
+    neighbours = _neighbours({_bare(word)[1] for word in places}, known, teacher, revision)
+    return Corpus(words, sorted(places), sorted(known), places, neighbours if "neighbour" in methods else {})
 
 
-def _borrowed(teacher: str, revision: str | None) -> list[str]:
-    """The words of three letters and more that the teacher's tokenizer keeps whole. Raises BadInput without any."""
+def _known(teacher: str, revision: str | None) -> dict[str, int]:
+    """The words of three letters and more that the teacher's tokenizer keeps whole, and their ids.
+
+    Raises BadInput without any.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(teacher, revision=revision)
     spellings, whole_V = _whole_words(tokenizer, len(tokenizer))
-    found = sorted({one for one, whole in zip(spellings, whole_V, strict=True) if whole and one.isalpha()})
-    if words := [word for word in found if len(word) > 2]:
+    pairs = zip(spellings, whole_V, strict=True)
+    if words := {one: i for i, (one, whole) in enumerate(pairs) if whole and one.isalpha() and len(one) > 2}:
         return words
     raise BadInput(
-        "the teacher's vocabulary has no whole words to borrow",
+        "the teacher's vocabulary has no whole words",
         where="data.augment.methods",
-        todo="Leave out 'borrow'.",
+        todo="Leave out 'borrow' and 'neighbour'.",
     )
+
+
+def _neighbours(
+    words: Iterable[str], known: Mapping[str, int], teacher: str, revision: str | None
+) -> dict[str, tuple[list[str], list[float]]]:
+    """Of each word that the teacher knows whole, the nearest others by cosine in its word table, and their weights."""
+    import torch
+    from transformers import AutoModel
+
+    asked, names = sorted(set(words) & known.keys()), list(known)
+    if not asked or len(names) < 2:
+        return {}
+    model = AutoModel.from_pretrained(teacher, revision=revision, dtype=torch.float32)
+    table_VH = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach(), dim=-1)
+    known_NH, place = table_VH[list(known.values())], {word: i for i, word in enumerate(names)}
+    found = {}
+    for start in range(0, len(asked), BATCH):
+        batch = asked[start : start + BATCH]
+        cosine_BN = table_VH[[known[word] for word in batch]] @ known_NH.T
+        cosine_BN[range(len(batch)), [place[word] for word in batch]] = -torch.inf
+        near = cosine_BN.topk(min(CANDIDATES, len(names) - 1))
+        weights_BK = (SHARPNESS * near.values).exp()
+        for word, ids, weights in zip(batch, near.indices.tolist(), weights_BK.tolist(), strict=True):
+            found[word] = [names[i] for i in ids], weights
+    return found
+
+
+def _bare(word: str) -> tuple[str, str, str]:
+    """What stands before a word, itself in lower case, and what stands behind it: '(Card?' -> '(', 'card', '?'."""
+    start = next((i for i, char in enumerate(word) if char.isalnum()), len(word))
+    end = next((i for i in range(len(word), start, -1) if word[i - 1].isalnum()), start)
+    return word[:start], word[start:end].lower(), word[end:]
 
 
 def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: random.Random) -> str | Masked:
@@ -236,6 +278,10 @@ def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: ran
         gone = _chosen(len(words), REPLACED, stream)
         new = stream.choices(corpus.vocabulary if method == "replace" else corpus.borrowed, k=len(words))
         return " ".join(new[i] if i in gone else word for i, word in enumerate(words))
+    if method == "neighbour":
+        able = [i for i, word in enumerate(words) if _bare(word)[1] in corpus.neighbours]
+        gone = {able[k] for k in _chosen(len(able), NEIGHBOURS, stream)} if able else set()
+        return " ".join(_near(word, corpus, stream) if i in gone else word for i, word in enumerate(words))
     if method == "rotate":
         cut = stream.randrange(1, max(2, len(words)))
         return " ".join(words[cut:] + words[:cut])
@@ -248,6 +294,11 @@ def _change(method: str, words: list[str], row: int, corpus: Corpus, stream: ran
         other, position = stream.choice(corpus.places[words[cut]])
         return " ".join(words[: cut + 1] + corpus.texts[other][position + 1 :])
     return Masked(words, sorted(_chosen(len(words), MASKED, stream)), stream)
+
+
+def _near(word: str, corpus: Corpus, stream: random.Random) -> str:
+    before, bare, behind = _bare(word)
+    return before + stream.choices(*corpus.neighbours[bare])[0] + behind
 
 
 def _chosen(count: int, probability: float, stream: random.Random) -> set[int]:

@@ -7,6 +7,7 @@ Nothing here changes a file; a check that cannot be made is left out rather than
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 from edgekd.teach import transformers
 from edgekd.teach.cache import read_logits
+from edgekd.teach.stage import cache_bytes
 
 SAMPLE = 256  # rows that the teacher is asked
 FITTED = 0.99  # above this on its own training rows, soft labels say little that the hard ones do not
@@ -45,6 +47,7 @@ def examine(
     test, train = ask.metric("test"), ask.metric("train")
     yield from _teacher(task, data, test, train, recipe)
     yield from _lengths(data, recipe)
+    yield from _disk(recipe, task, data, teacher)
     if teach is not None:
         yield _cache(task, ask, teach)
     if baseline is not None and teach is not None:
@@ -122,6 +125,17 @@ def _lengths(data: Artifact, recipe: Recipe) -> Iterator[Finding]:
             f"the longest test text has {lengths['max']} of data.max_length {recipe.data.max_length} tokens: fixed-"
         )
         yield "length", "note", f"{detail}length formats compute the rest for nothing. Set it to {lengths['max'] + 8}."
+
+
+def _disk(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module) -> Iterator[Finding]:
+    size, limit = cache_bytes(recipe, task, data, teacher) / 1e9, recipe.teach.max_cache_gb
+    told = f"the teacher's cache takes about {size:.2g} GB"
+    if size > limit:
+        yield "disk", "note", f"{told}, teach.max_cache_gb is {limit:g}: pool the features, or set teach.online: true"
+    elif size > shutil.disk_usage(data.path).free / 1e9:
+        yield "disk", "note", f"{told}, and less is free where the run is: choose another --run-dir"
+    else:
+        yield "disk", "ok", told
 
 
 def _cache(task: Any, ask: _Asker, teach: Artifact) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,17 +170,23 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, w
 
 
 def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, list[int], Facts]:
-    """The teacher's tokenizer with the tokens of the training and unlabelled text.
+    """The teacher's tokenizer with the tokens of the training and unlabelled text, and the commonest of made text.
 
-    Held-out text is not counted, nor is made text: its borrowed words stand for those that the student will not know.
+    Held-out text is not counted. Made text only fills up to ``vocabulary_size``: what it borrows beyond that stands
+    for the words that the student will not know.
     """
-    old = data.path / "tokenizer"
+    old, shape = data.path / "tokenizer", recipe.distill.student
     processor = task.processor(old)
-    seen = [row for name in ("train", "unlabelled") for row in read_split(data.path, name)]
-    ids = [one["input_ids"] for one in task.encode(processor, seen, recipe.data.max_length)]
     source = json.loads((old / "tokenizer.json").read_text(encoding="utf-8"))
-    assert recipe.distill.student.vocabulary is not None
-    trimmed = vocabulary.trim(source, vocabulary.count(ids), recipe.distill.student.vocabulary)
+
+    def counts(*names: str) -> Mapping[int, int]:
+        rows = [row for name in names for row in read_split(data.path, name)]
+        return vocabulary.count(one["input_ids"] for one in task.encode(processor, rows, recipe.data.max_length))
+
+    assert shape.vocabulary is not None
+    others = counts("augmented") if shape.vocabulary_size else {}
+    size = shape.vocabulary_size or 0
+    trimmed = vocabulary.trim(source, counts("train", "unlabelled"), shape.vocabulary, others=others, size=size)
     vocabulary.write(old, trimmed, out)
     texts = [task.sample_text(row) for row in read_split(data.path, "validation")]
     outside = vocabulary.outside(processor, task.processor(out), trimmed.kept, texts)

@@ -40,8 +40,18 @@ def count(encoded_ids: Iterable[Iterable[int]]) -> Counter[int]:
     return counted
 
 
-def trim(tokenizer: Mapping[str, Any], counts: Mapping[int, int], coverage: float) -> Trimmed:
+def trim(
+    tokenizer: Mapping[str, Any],
+    counts: Mapping[int, int],
+    coverage: float,
+    *,
+    others: Mapping[int, int] | None = None,
+    size: int = 0,
+) -> Trimmed:
     """Keep the most frequent tokens that make up ``coverage`` of all counted ones, and what they need.
+
+    A vocabulary smaller than ``size`` is filled up to it with the most frequent tokens of ``others`` (and, beyond
+    ``size``, with what these are merged from).
 
     ``tokenizer`` is a parsed tokenizer.json; it is not changed. Special and added tokens do not count as text and
     always stay. So do the single characters of ASCII and of every counted token (for byte-level models all 256
@@ -69,6 +79,10 @@ def trim(tokenizer: Mapping[str, Any], counts: Mapping[int, int], coverage: floa
     for token, id in pieces.items():
         if token in BYTES or (len(bare[token]) == 1 and (whole or bare[token] in alphabet)):
             kept.add(id)
+    if model["type"] == "BPE":
+        _close(kept, model, pieces)
+    more = {id: n for id, n in (others or {}).items() if n and id in tokens and id not in kept}
+    kept |= set(sorted(more, key=lambda id: (-more[id], id))[: max(0, size - len(kept))])
     if model["type"] == "BPE":
         _close(kept, model, pieces)
     order = sorted(kept)

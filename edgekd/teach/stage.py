@@ -31,7 +31,6 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     task = registry.load("tasks", recipe.task)
     data, settings = inputs["data"], recipe.teach
     splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
-    processor = task.processor(data.path / "tokenizer")
     model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
     members = ensemble.members(settings.members, task, data.facts["labels"], recipe.data.max_length)
     identity = cache.identity(
@@ -43,11 +42,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         combine=settings.combine if members else None,
     )
     ids = {name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()}
-    held = _unique(ids, splits, ("validation", "test"))
-    taught = {} if settings.online else _unique(ids, splits, ("train", *TRANSFER))
     names = _kinds(recipe, model)
-    parts = [(taught, names), ({one: e for one, e in held.items() if one not in taught}, [])]
-    estimate = sum(_estimate(task, processor, recipe, data, model, part, kinds) for part, kinds in parts)
+    parts = _parts(recipe, ids, splits, names)
+    estimate = sum(_estimate(task, recipe, data, model, part, kinds) for part, kinds in parts)
     cache.refuse(estimate, settings.max_cache_gb)
     began, made, reused, first = time.monotonic(), 0, 0, 0
     samples = sum(len(part) for part, _ in parts)
@@ -91,6 +88,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
+def cache_bytes(recipe: Recipe, task: Any, data: Artifact, model: torch.nn.Module) -> int:
+    """How large the cache of this recipe would be, from a sample of its rows."""
+    splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
+    texts = {name: [task.sample_text(row) for row in rows] for name, rows in splits.items()}
+    parts = _parts(recipe, texts, splits, _kinds(recipe, model))
+    return sum(_estimate(task, recipe, data, model, part, kinds) for part, kinds in parts)
+
+
 def load_tokenizer(data: Path) -> object:
     """The teacher's tokenizer as a ``tokenizers.Tokenizer``, from the data artefact."""
     from tokenizers import Tokenizer
@@ -111,22 +116,26 @@ def _kinds(recipe: Recipe, model: torch.nn.Module) -> list[str]:
     return sorted(kinds - {"logits"})
 
 
+def _parts(
+    recipe: Recipe, ids: dict[str, list[str]], splits: dict[str, list[Any]], names: list[str]
+) -> list[tuple[dict[str, Any], list[str]]]:
+    """The different rows to ask the teacher about, and for what: held-out rows only for their outputs."""
+    held = _unique(ids, splits, ("validation", "test"))
+    taught = {} if recipe.teach.online else _unique(ids, splits, ("train", *TRANSFER))
+    return [(taught, names), ({one: row for one, row in held.items() if one not in taught}, [])]
+
+
 def _unique(ids: dict[str, list[str]], splits: dict[str, list[Any]], names: Sequence[str]) -> dict[str, Any]:
     return {one: row for name in names for one, row in zip(ids[name], splits[name], strict=True)}
 
 
 def _estimate(
-    task: Any,
-    processor: Any,
-    recipe: Recipe,
-    data: Artifact,
-    model: torch.nn.Module,
-    rows: dict[str, Any],
-    kinds: list[str],
+    task: Any, recipe: Recipe, data: Artifact, model: torch.nn.Module, rows: dict[str, Any], kinds: list[str]
 ) -> int:
     """Bytes of the cache for these rows, from a sample of their lengths."""
     if not rows:
         return 0
+    processor = task.processor(data.path / "tokenizer")
     some = list(rows.values())[:: max(1, len(rows) // 1000)]
     lengths = [transformers.length(one) for one in task.encode(processor, some, recipe.data.max_length)]
     outputs = None if data.facts["labels"] else model.config.hidden_size  # at most: an embedding, or two numbers

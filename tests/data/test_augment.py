@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -121,9 +122,34 @@ def test_borrowed_words_are_whole_words_of_the_teachers_vocabulary(tmp_path: Pat
     assert new == {"howl", "corn"}  # not special, not a piece, alphabetic, three letters or more
     alone = [[word for word in words if word not in ("howl", "corn")], str(tmp_path / "none")]
     transformers.BertTokenizer(vocab={word: i for i, word in enumerate(alone[0])}).save_pretrained(alone[1])
-    with pytest.raises(BadInput, match="no whole words to borrow"):
+    with pytest.raises(BadInput, match="no whole words"):
         make(some, methods={"borrow": 1}, teacher=alone[1])
     assert make(some, copies=0, methods={"borrow": 1}, teacher="nowhere").texts == []
+
+
+def test_neighbours_are_the_nearest_words_of_the_teachers_table(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "BertForSequenceClassification")  # one-letter and two-letter words are left alone
+    words = [f"word{chr(97 + n)}" for n in range(20)]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *(f"##p{n}" for n in range(39))]
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(names)}).save_pretrained(folder)
+    table = transformers.AutoModel.from_pretrained(folder).get_input_embeddings().weight.detach().numpy()[5:25]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    order = {
+        word: [words[k] for k in sorted(set(range(20)) - {i}, key=lambda k: -(unit[i] @ unit[k]))]
+        for i, word in enumerate(words)
+    }
+    some = ["(Worda? w1 7up wordb, wordc!", "w1 w2"]
+    made = make(some, copies=300, methods={"neighbour": 1}, teacher=folder).texts
+    assert {one.source for one in made} == {0}  # nothing in the other text has a neighbour
+    seen: dict[str, Counter[str]] = {"worda": Counter(), "wordb": Counter(), "wordc": Counter()}
+    for one in made:
+        first, *fixed, second, third = one.text.split()
+        assert fixed == ["w1", "7up"] and first[0] + first[-1] + second[-1] + third[-1] == "(?,!"
+        for old, new in (("worda", first[1:-1]), ("wordb", second[:-1]), ("wordc", third[:-1])):
+            seen[old].update({new.lower()} - {old})
+    for word, drawn in seen.items():
+        assert len(drawn) > 3 and drawn.keys() <= set(order[word][:10])
+        assert drawn.most_common(1)[0][0] == order[word][0]
 
 
 def test_texts_that_cannot_be_changed_are_left_out() -> None:

@@ -130,6 +130,19 @@ def test_merges_that_build_a_kept_token_stay() -> None:
     assert [tuple(merge) for merge in made.tokenizer["model"]["merges"]] == [("y", "z"), ("x", "yz")]
 
 
+def test_a_vocabulary_is_filled_up_with_the_commonest_others() -> None:
+    words = {"[UNK]": 0, "aa": 1, "bb": 2, "cc": 3, "dd": 4}
+    tokenizer = json.loads(Tokenizer(models.WordPiece(words, unk_token="[UNK]")).to_str())
+    others = {1: 99, 2: 5, 3: 7, 4: 7}
+    sizes = {size: vocabulary.trim(tokenizer, {1: 1}, 1.0, others=others, size=size).kept for size in range(6)}
+    assert sizes[0] == sizes[2] == [0, 1]  # what the text needs stays, however small the size
+    assert sizes[3] == [0, 1, 3] and sizes[4] == [0, 1, 3, 4] and sizes[5] == [0, 1, 2, 3, 4]
+    pieces = {token: id for id, token in enumerate(["x", "y", "z", "yz", "xyz"])}
+    bpe = json.loads(Tokenizer(models.BPE(pieces, [("y", "z"), ("x", "yz")])).to_str())
+    made = vocabulary.trim(bpe, {0: 1}, 1.0, others={4: 1}, size=len(vocabulary.trim(bpe, {0: 1}, 1.0).kept) + 1)
+    assert "yz" in made.tokenizer["model"]["vocab"]  # and what a token is merged from comes with it
+
+
 def test_word_level_is_refused() -> None:
     tokenizer = json.loads(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str())
     with pytest.raises(BadInput, match="WordLevel"):
