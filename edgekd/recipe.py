@@ -41,12 +41,13 @@ class Augment(Section):
     copies: int = Field(0, ge=0, le=100, description="Changed copies of each training text; 0 is none.")
     methods: dict[str, float] = Field(
         default_factory=lambda: {
-            "delete": 0.2,
-            "replace": 0.15,
-            "borrow": 0.1,
+            "delete": 0.15,
+            "replace": 0.1,
+            "borrow": 0.05,
+            "neighbour": 0.2,
             "rotate": 0.05,
             "splice": 0.1,
-            "cross": 0.4,
+            "cross": 0.35,
         },
         description="Shares of delete, replace, borrow, neighbour, rotate, splice, cross, masked-lm (by an MLM head).",
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from _embedding_sum import TABLE_VC, logits_of, row, write_small
+
+from edgekd.bench import devices
+
+RUNNER = devices.data_folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
 
 BLOCK = {
     "schema": "edgekd/runner/1",
@@ -19,6 +25,18 @@ BLOCK = {
     "min_seconds": 0,
     "max_seconds": 30,
 }
+
+
+def test_the_runner_knows_the_processors_whose_int8_products_saturate() -> None:
+    """By their flags; the target finds out by multiplying."""
+    from edgekd.targets import onnx
+
+    spec = importlib.util.spec_from_file_location("edgekd_runner", RUNNER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look it up
+    spec.loader.exec_module(module)
+    assert module.int8_products_saturate() == onnx.int8_products_saturate()
 
 
 def test_outputs_are_the_models(runner, job) -> None:  # type: ignore[no-untyped-def]

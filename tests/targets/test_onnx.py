@@ -50,8 +50,9 @@ def translated(make_program):  # type: ignore[no-untyped-def]
 
 
 def run(model: bytes | Path, batches: list[dict[str, np.ndarray]], *, optimise: bool) -> list[np.ndarray]:
-    """Plain onnxruntime, nothing of edgekd."""
+    """Plain onnxruntime, with the option that the artefact's caveat names where this CPU needs it."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(target.EXACT_INT8, "1" if target.int8_products_saturate() else "0")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else str(model)
