@@ -77,6 +77,13 @@ def test_the_cache_is_sized_before_it_is_made(tiny, tmp_path: Path) -> None:  # 
     assert state == "note" and "teach.online" in detail
 
 
+def test_words_that_a_trimmed_vocabulary_lacks_are_said(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    found = say(tiny.recipe, tmp_path, "distill.student.vocabulary=0.5")
+    assert any("must spell in pieces" in detail for _, detail in found["vocabulary"])
+    found = say(tiny.recipe, tmp_path, "distill.student.vocabulary=1.0")
+    assert not any("must spell in pieces" in detail for _, detail in found.get("vocabulary", []))
+
+
 def test_a_loud_term_and_a_long_limit_are_said(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     text = tiny.recipe.replace("max_length: 16", "max_length: 64").replace(
         "distill:\n", "distill:\n  losses: [{loss: forward-kl}, {loss: hidden-mse, weight: 1000}]\n", 1

@@ -28,6 +28,7 @@ from edgekd.teach.stage import cache_bytes
 
 SAMPLE = 256  # rows that the teacher is asked
 FITTED = 0.99  # above this on its own training rows, soft labels say little that the hard ones do not
+SPELLED = 0.03  # above this share of texts, words that a trimmed vocabulary lacks cost accuracy
 CLOSE = 1e-3  # largest difference between a cached and a fresh output
 
 Finding = tuple[str, str, str]  # what, "ok" | "note", detail
@@ -174,6 +175,10 @@ def _student(
     if start.vocabulary and start.vocabulary["unknown"] > 0.01:
         detail = f"{start.vocabulary['unknown']:.1%} of the validation texts have a word that is cut to [UNK]"
         yield "vocabulary", "note", f"{detail}: raise distill.student.vocabulary or give data.unlabelled"
+    if start.vocabulary and start.vocabulary["more_pieces"] > SPELLED and not recipe.distill.student.vocabulary_size:
+        detail = f"{start.vocabulary['more_pieces']:.1%} of the validation texts have words that it must spell in pieces"
+        todo = "data.augment makes text with words near yours, distill.student.vocabulary_size gives them rows"
+        yield "vocabulary", "note", f"{detail}: {todo}"
     if recipe.distill.student.model and recipe.distill.losses:
         terms = [term.loss for term in recipe.distill.losses if term.pool == "none"]
         if terms:
