@@ -538,7 +538,7 @@ def artifacts_of(result: Result) -> list[tuple[str, str, str]]:
 def verdicts(result: Result) -> dict[str, dict[str, Any]]:
     """The gate's verdict on every artefact, by name (``onnx-w8a8``)."""
     headline = registry.load("tasks", result.recipe.task).HEADLINE
-    bench = result.facts("bench") or {}
+    bench, schemes = result.facts("bench") or {}, set(result.recipe.quantize.schemes) - {"fp32"}
     found: dict[str, dict[str, Any]] = {}
     for name, target, scheme in artifacts_of(result):
         lost = result.failures.get(f"export-{name}") or result.failures.get(f"verify-{name}")
@@ -548,8 +548,9 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
             continue
         mine = [row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)]
         pairs = [row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)]
+        sibling, reference = result.facts(f"export-{target}-fp32"), scheme == "fp32" and bool(schemes)
         found[name] = gate.judge(
-            result.recipe.gate, headline, verify, export, result.facts(f"export-{target}-fp32"), mine, pairs
+            result.recipe.gate, headline, verify, export, sibling, mine, pairs, reference=reference
         )
     return found
 

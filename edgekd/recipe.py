@@ -218,7 +218,9 @@ class Gate(Section):
     min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
     not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
-    size_mb: float | None = Field(None, gt=0, description="Budget for the model file, 10^6 bytes.")
+    size_mb: float | None = Field(
+        None, gt=0, description="Budget for the model file, 10^6 bytes; fp32 beside a scheme is exempt."
+    )
     p50_ms: float | None = Field(None, gt=0, description="Budget for the median latency.")
     peak_mb: float | None = Field(None, gt=0, description="Budget for peak memory above the idle process, 10^6 bytes.")
 

@@ -176,7 +176,9 @@ def _student(
         detail = f"{start.vocabulary['unknown']:.1%} of the validation texts have a word that is cut to [UNK]"
         yield "vocabulary", "note", f"{detail}: raise distill.student.vocabulary or give data.unlabelled"
     if start.vocabulary and start.vocabulary["more_pieces"] > SPELLED and not recipe.distill.student.vocabulary_size:
-        detail = f"{start.vocabulary['more_pieces']:.1%} of the validation texts have words that it must spell in pieces"
+        detail = (
+            f"{start.vocabulary['more_pieces']:.1%} of the validation texts have words that it must spell in pieces"
+        )
         todo = "data.augment makes text with words near yours, distill.student.vocabulary_size gives them rows"
         yield "vocabulary", "note", f"{detail}: {todo}"
     if recipe.distill.student.model and recipe.distill.losses:

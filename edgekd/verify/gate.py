@@ -36,14 +36,19 @@ def judge(
     sibling: Facts | None,
     latency: Sequence[Facts] = (),
     comparisons: Sequence[Facts] = (),
+    *,
+    reference: bool = False,
 ) -> dict[str, Any]:
     """Verdict of one artefact.
 
     ``verify`` and ``export`` are its step facts, ``sibling`` the export facts of the fp32 artefact of the same
     target (or None), ``latency`` its bench summaries and ``comparisons`` those with the sibling, one per device,
     thread count and length (none where bench was off or the host has no runtime for it).
+    ``reference``: a float artefact that only stands beside the recipe's schemes; budgets are for what ships, not for it.
     Returns ``{"verdict": "pass" | "fail", "checks": [...], "reasons": [str]}``.
     """
+    if reference:
+        gate = gate.model_copy(update={"size_mb": None, **dict.fromkeys(BUDGETS)})
     checks = [
         *_numbers(gate, headline, verify),
         *_size(gate, export, sibling),

@@ -94,6 +94,15 @@ def test_the_float_artifact_is_not_compared_with_itself() -> None:
     assert "latency" not in names and "size in bytes" not in names
 
 
+def test_budgets_bind_what_ships_and_not_the_float_artifact_beside_it() -> None:
+    limits = Gate(size_mb=0.00005, p50_ms=4.0, peak_mb=20.0)
+    alone = judge(limits, export=FLOAT, comparisons=[])
+    assert alone["verdict"] == "fail" and len(alone["reasons"]) == 3
+    assert judge(limits, export=FLOAT, comparisons=[], reference=True)["verdict"] == "pass"
+    wrong = facts(metrics={"accuracy": 0.5})
+    assert judge(limits, verify=wrong, export=FLOAT, comparisons=[], reference=True)["verdict"] == "fail"
+
+
 def test_answers_that_cannot_be_compared_are_not_held_against_it() -> None:
     """Embeddings of a teacher of another width: there is no agreement, and that is said."""
     verdict = judge(Gate(min_teacher_agreement=0.9), verify=facts(agreement={"program": 1.0, "student": 1.0}))
