@@ -44,7 +44,7 @@ def judge(
     ``verify`` and ``export`` are its step facts, ``sibling`` the export facts of the fp32 artefact of the same
     target (or None), ``latency`` its bench summaries and ``comparisons`` those with the sibling, one per device,
     thread count and length (none where bench was off or the host has no runtime for it).
-    ``reference``: a float artefact that only stands beside the recipe's schemes; budgets are for what ships, not for it.
+    ``reference``: a float artefact that only stands beside the recipe's schemes; budgets are for what ships.
     Returns ``{"verdict": "pass" | "fail", "checks": [...], "reasons": [str]}``.
     """
     if reference:
