@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,41 +13,7 @@ Listener = Callable[[Any], None]  # takes pipeline.Event
 
 @contextmanager
 def show(*, quiet: bool) -> Iterator[Listener]:
-    """A listener for ``pipeline.run``; it never writes to stdout. While it is open, an interrupt is heeded."""
-    with _interrupts() as heed, _shown(quiet) as listen:
-
-        def told(event: Any) -> None:
-            heed()
-            listen(event)
-
-        yield told
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
-    """A check that raises KeyboardInterrupt again where a library's import or callback has swallowed it."""
-    asked, before = threading.Event(), signal.getsignal(signal.SIGINT)
-
-    def stop(*_: object) -> None:
-        asked.set()
-        raise KeyboardInterrupt
-
-    def heed() -> None:
-        if asked.is_set() and threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield heed
-        return
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield heed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _shown(quiet: bool) -> Iterator[Listener]:
+    """A listener for ``pipeline.run``; it never writes to stdout."""
     if quiet:
         yield lambda event: None
     elif sys.stderr.isatty():

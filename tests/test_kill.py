@@ -70,9 +70,19 @@ def test_a_kill_in_each_stage_changes_nothing(tiny, whole: dict[str, str], tmp_p
     assert digests(run) == whole
 
 
+def _hears_interrupts() -> None:
+    """Undo what a shell does to a command in the background: it ignores SIGINT, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_ends_with_130_and_says_so(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     child = subprocess.Popen(
-        command(tiny, tmp_path / "run"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **OPTIONS
+        command(tiny, tmp_path / "run"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hears_interrupts,
+        **OPTIONS,
     )
     assert child.stderr is not None
     for line in child.stderr:
