@@ -212,8 +212,8 @@ def _corpus(texts: Sequence[str], methods: Mapping[str, float], teacher: str, re
         for position, word in enumerate(text):
             places.setdefault(word, []).append((row, position))
     known = _known(teacher, revision) if methods.keys() & {"borrow", "neighbour"} else {}
-    neighbours = _neighbours({_bare(word)[1] for word in places}, known, teacher, revision)
-    return Corpus(words, sorted(places), sorted(known), places, neighbours if "neighbour" in methods else {})
+    asked = {_bare(word)[1] for word in places} if "neighbour" in methods else set()
+    return Corpus(words, sorted(places), sorted(known), places, _neighbours(asked, known, teacher, revision))
 
 
 def _known(teacher: str, revision: str | None) -> dict[str, int]:
@@ -236,16 +236,16 @@ def _known(teacher: str, revision: str | None) -> dict[str, int]:
 
 
 def _neighbours(
-    words: Iterable[str], known: Mapping[str, int], teacher: str, revision: str | None
+    words: set[str], known: Mapping[str, int], teacher: str, revision: str | None
 ) -> dict[str, tuple[list[str], list[float]]]:
     """Of each word that the teacher knows whole, the nearest others by cosine in its word table, and their weights."""
     import torch
     from transformers import AutoModel
 
-    asked, names = sorted(set(words) & known.keys()), list(known)
+    asked, names = sorted(words & known.keys()), list(known)
     if not asked or len(names) < 2:
         return {}
-    model = AutoModel.from_pretrained(teacher, revision=revision, dtype=torch.float32)
+    model = AutoModel.from_pretrained(teacher, revision=revision, dtype=torch.float32, use_safetensors=True)
     table_VH = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach(), dim=-1)
     known_NH, place = table_VH[list(known.values())], {word: i for i, word in enumerate(names)}
     found = {}

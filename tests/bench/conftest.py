@@ -19,6 +19,11 @@ RUNNER = devices.data_folder("runtimes") / "linux" / "python" / "edgekd_runner.p
 
 
 @pytest.fixture(scope="session")
+def runner_file() -> Path:
+    return RUNNER
+
+
+@pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "model.onnx"
     write_onnx(path)

@@ -11,10 +11,6 @@ import numpy as np
 import pytest
 from _embedding_sum import TABLE_VC, logits_of, row, write_small
 
-from edgekd.bench import devices
-
-RUNNER = devices.data_folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
-
 BLOCK = {
     "schema": "edgekd/runner/1",
     "request": "block",
@@ -27,11 +23,11 @@ BLOCK = {
 }
 
 
-def test_the_runner_knows_the_processors_whose_int8_products_saturate() -> None:
+def test_the_runner_knows_the_processors_whose_int8_products_saturate(runner_file: Path) -> None:
     """By their flags; the target finds out by multiplying."""
     from edgekd.targets import onnx
 
-    spec = importlib.util.spec_from_file_location("edgekd_runner", RUNNER)
+    spec = importlib.util.spec_from_file_location("edgekd_runner", runner_file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look it up
