@@ -44,6 +44,7 @@ class Stage:
 
 
 TRAINING = ("torch", "transformers", "numpy")
+TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage(
     "edgekd.teach.stage:run",
@@ -54,7 +55,7 @@ TEACH = Stage(
 DISTILL = Stage(
     "edgekd.distill.stage:run",
     2,
-    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill"),
+    ("task", "seed", "data.max_length", "teacher", "teach.online", *TRAINED),
     (*TRAINING, "accelerate"),
     shared=True,
 )

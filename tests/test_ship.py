@@ -80,6 +80,9 @@ def test_a_second_ship_runs_nothing_again(shipped, tiny, edgekd) -> None:  # typ
         "quantize-w8a8",
         *(f"{stage}-{target}-w8a8" for stage in ("export", "verify") for target in TARGETS),
     }
+    without = ("--set", "distill.baseline=false", "--json")
+    plan = edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", run, *ALL, *without).json
+    assert {step["status"] for step in plan["steps"]} == {"hit"}, "leaving the baseline out keeps the student"
 
 
 def test_the_report_can_be_made_anew_and_is_one_file(shipped, edgekd) -> None:  # type: ignore[no-untyped-def]
