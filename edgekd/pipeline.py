@@ -45,6 +45,7 @@ class Stage:
 
 TRAINING = ("torch", "transformers", "numpy")
 TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
+QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage(
     "edgekd.teach.stage:run",
@@ -63,7 +64,7 @@ FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
     2,
-    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill.temperature", "quantize"),
+    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill.temperature", *QUANTIZED),
     TRAINING,
 )
 EXPORT = Stage("edgekd.targets.stage:run", 2, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
@@ -200,15 +201,17 @@ def _check(recipe: Recipe) -> None:
             "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}."
         )
     for scheme in _schemes(recipe):
-        schemes.get(scheme)
         for target in recipe.export.targets:
-            accepts = registry.load("targets", target).accepts
-            if scheme not in accepts:
-                raise BadInput(
-                    f"{target} does not accept {scheme} (accepts: {', '.join(sorted(accepts))})",
-                    where="recipe",
-                    todo="Choose another scheme or drop the target.",
-                )
+            _check_pair(registry.load("targets", target), target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
+    """Refuse, with the reason, a scheme that a target cannot carry, or one of the layers that it mixes in."""
+    for kind in sorted(scheme.kinds() - module.accepts):
+        what = scheme.name if kind == scheme.name else f"{kind} layers, which {scheme.name} mixes in here"
+        why = module.refuses.get(kind, "not written yet")
+        todo = f"Choose another scheme or drop the target; it accepts {', '.join(sorted(module.accepts))}."
+        raise BadInput(f"{target} does not accept {what}: {why}", where="recipe", todo=todo)
 
 
 def plan(recipe: Recipe, folder: Path) -> list[Planned]:

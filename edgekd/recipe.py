@@ -179,6 +179,14 @@ class Quantize(Section):
     """From the student to quantized programs; the calibrated PTQ state is checkpoint 0 of QAT."""
 
     schemes: list[str] = Field(default_factory=lambda: ["w8a8"], description="Schemes beside fp32.")
+    overrides: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="By scheme: layer name pattern -> how such layers are kept; default: the scheme's own.",
+    )
+    keep_float: list[str] = Field(
+        default_factory=list, description="Name patterns of layers that stay fp32 in all schemes."
+    )
+    group: Literal[32, 64, 128] = Field(32, description="Inputs that share a scale in int4 weights.")
     calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
     percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by calibration; 1 is min-max.")
     steps: int = Field(250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only.")

@@ -5,12 +5,14 @@ they do not flip. So every quantized linear layer of the graph is computed as XN
 compute it: an exact int32 accumulator with an int32 bias, one float32 multiplier ``s_in * s_w / s_out``, rounding
 half to even, clamping to int8 (Jacob et al. 2018, arXiv:1712.05877, with a float instead of a fixed-point
 multiplier). The input is quantized by multiplying with the float32 reciprocal of its scale, as XNNPACK and
-PyTorch do; onnxruntime divides, which differs on rare ties. A layer that is only half quantized is an error,
-never silently float.
+PyTorch do; onnxruntime divides, which differs on rare ties. A dynamic layer takes a scale for each token from the
+token itself, in float32 as XNNPACK does, and gives floats. Layers whose weights alone are integers compute in float,
+as their scheme says. A layer that is only half quantized is an error, never silently float.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -20,9 +22,13 @@ import torch.nn.functional as F
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from edgekd.quantize.reference import quantize_tokens, token_numbers
+
 qd = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
-DEQUANTIZE_WEIGHT = qd.dequantize_per_channel.default
+DEQUANTIZE_WEIGHT, DEQUANTIZE_GROUPS = qd.dequantize_per_channel.default, qd.dequantize_per_channel_group.default
+TOKENS = qd.choose_qparams_per_token_asymmetric.default
+QUANTIZE_TOKENS, DEQUANTIZE_TOKENS = qd.quantize_per_token.default, qd.dequantize_per_token.default
 LINEAR = torch.ops.aten.linear.default
 
 
@@ -44,39 +50,103 @@ def int8_linear(
     return ((accumulator.float() * multiplier).round() + out_zero).clamp(-128, 127).to(torch.int8)
 
 
+def int8_linear_float(
+    x_q: torch.Tensor,
+    in_scale: float,
+    in_zero: int,
+    weight_q: torch.Tensor,
+    w_scale: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """int8 [..., I] times int8 [O, I] to float32 [..., O]: the same accumulator and bias, scaled once."""
+    bias_q = (bias.double() / (in_scale * w_scale.double())).round()
+    accumulator = F.linear(x_q.double() - in_zero, weight_q.double()) + bias_q
+    return accumulator.float() * (torch.tensor(in_scale, dtype=torch.float32) * w_scale)
+
+
+def int8_linear_tokens(
+    x: torch.Tensor, weight_q: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """float32 [..., I] times int8 [O, I] to float32 [..., O]: every token in int8 by a scale of its own.
+
+    ``acc * s_token * s_weight + bias``, the second product and the sum in one rounding, as XNNPACK's kernels with
+    fused multiply-add give it.
+    """
+    steps, zero = token_numbers(x)
+    accumulator = F.linear(quantize_tokens(x, steps, zero).double() - zero.double(), weight_q.double())
+    product = (accumulator.float() * (1 / steps)).double() * w_scale.double()
+    return (product if bias is None else product + bias.double()).float()
+
+
 def to_integers(module: GraphModule) -> GraphModule:
-    """Rewrite a Program's graph in place so that its quantized layers run in integers; a float Program stays as it is.
+    """Rewrite a Program's graph in place so that its int8 layers run in integers; a float Program stays as it is.
 
     Raises ValueError for any quantize or dequantize operator that is not part of a canonical layer: what is
     not recognised would run in float, and nobody would see it.
     """
     graph = module.graph
-    if not any(node.target in (QUANTIZE, DEQUANTIZE, DEQUANTIZE_WEIGHT) for node in graph.nodes):
-        return module
     for node in [node for node in graph.nodes if node.target is LINEAR]:
-        users = list(node.users)
-        if len(node.args) != 3 or len(users) != 1 or users[0].target is not QUANTIZE:
-            raise ValueError(f"{node.name}: it has no bias, or its output is not quantized once")
-        x_q, in_scale, in_zero = _activation(node.args[0], DEQUANTIZE)
-        if _activation(x_q, QUANTIZE)[1:] != (in_scale, in_zero):
-            raise ValueError(f"{node.name}: its input is not dequantized as it was quantized")
-        weight_q, w_scale = _weight(node.args[1], module)
-        output = users[0]
-        out_scale, out_zero = _activation(output, QUANTIZE)[1:]
-        with graph.inserting_before(output):
-            numbers = (x_q, in_scale, in_zero, weight_q, w_scale, node.args[2], out_scale, out_zero)
-            made = graph.call_function(int8_linear, numbers)
-        output.replace_all_uses_with(made)
-        graph.erase_node(output)
+        source, weight = node.args[0], node.args[1]
+        if source.target is DEQUANTIZE:
+            _static(module, node)
+        elif source.target is DEQUANTIZE_TOKENS:
+            _dynamic(module, node)
+        elif weight.target is DEQUANTIZE_WEIGHT:
+            if any(user.target is QUANTIZE and user.args[0] is node for user in node.users):
+                raise ValueError(f"{node.name}: its output is quantized and its input is not; it is half quantized")
+            _weight(weight, module)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.target is DEQUANTIZE and node.args[0].target is int8_linear:
             if _activation(node, DEQUANTIZE)[1:] != node.args[0].args[6:]:
                 raise ValueError(f"{node.name}: a layer's output is not dequantized as it was quantized")
-        elif node.target in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+        elif node.target in (DEQUANTIZE, DEQUANTIZE_TOKENS):
             raise ValueError(f"{node.name}: something beside a linear layer reads quantized numbers")
+        elif node.target in (DEQUANTIZE_WEIGHT, DEQUANTIZE_GROUPS) and any(u.target is not LINEAR for u in node.users):
+            raise ValueError(f"{node.name}: something beside a linear layer reads quantized weights")
     module.recompile()
     return module
+
+
+def _static(module: GraphModule, node: Node) -> None:
+    """A layer of int8 activations; its output is int8 where a quantizer is all that reads it, else float."""
+    if len(node.args) != 3:
+        raise ValueError(f"{node.name}: it has no bias")
+    x_q, in_scale, in_zero = _activation(node.args[0], DEQUANTIZE)
+    if _activation(x_q, QUANTIZE)[1:] != (in_scale, in_zero):
+        raise ValueError(f"{node.name}: its input is not dequantized as it was quantized")
+    weight_q, w_scale = _weight(node.args[1], module)
+    numbers = (x_q, in_scale, in_zero, weight_q, w_scale, node.args[2])
+    output, *others = node.users
+    if others or output.target is not QUANTIZE:
+        _replace(module, node, int8_linear_float, numbers)
+    else:
+        _replace(module, output, int8_linear, numbers + _activation(output, QUANTIZE)[1:])
+
+
+def _dynamic(module: GraphModule, node: Node) -> None:
+    x_q, scale, zero, *rest = node.args[0].args
+    choice = getattr(scale, "args", (None,))[0]
+    if (
+        not isinstance(choice, Node)
+        or choice.target is not TOKENS
+        or tuple(rest) != (-128, 127, torch.int8, torch.float32)
+        or x_q.target is not QUANTIZE_TOKENS
+        or tuple(x_q.args) != (choice.args[0], scale, zero, -128, 127, torch.int8)
+        or zero.args != (choice, 1)
+        or scale.args != (choice, 0)
+    ):
+        raise ValueError(f"{node.name}: its input is not dequantized as it was quantized")
+    weight_q, w_scale = _weight(node.args[1], module)
+    bias = node.args[2] if len(node.args) > 2 else None
+    _replace(module, node, int8_linear_tokens, (choice.args[0], weight_q, w_scale, bias))
+
+
+def _replace(module: GraphModule, node: Node, function: Callable[..., torch.Tensor], numbers: tuple[Any, ...]) -> None:
+    with module.graph.inserting_before(node):
+        made = module.graph.call_function(function, numbers)
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
 
 
 def _activation(node: Any, target: OpOverload) -> tuple[Any, float, int]:

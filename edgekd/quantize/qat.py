@@ -84,9 +84,12 @@ def calibrate(
 ) -> None:
     """Set every activation range to the ``percentile`` (at either end) of what these rows give; 1.0 is min-max.
 
-    Every value of every token counts once, padding never. A layer that does not run keeps the range it has.
+    Every value of every token counts once, padding never. A layer that does not run keeps the range it has, and a
+    scheme without static activations has nothing to set.
     """
     model.eval()
+    if not any(True for _ in reference.quantizers(model)):
+        return
     batches = same_length_batches(encoded, 16)
     reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0, names))
     tokens = sum(length(row) for row in encoded) or len(encoded) * _tokens(model, pad([encoded[0]], 0, names))
@@ -124,6 +127,7 @@ def train(
     settings: Quantize,
     task: Any,
     *,
+    steps: int,
     temperature: float,
     pad_token_id: int,
     seed: int,
@@ -131,7 +135,7 @@ def train(
     judge: Callable[[nn.Module], dict[str, float]],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` (prepared and calibrated) in place to its best checkpoint; returns the trace.
+    """Train ``model`` (prepared and calibrated) for ``steps`` in place to its best checkpoint; returns the trace.
 
     ``student`` is the float model it came from. Each batch follows from (seed, step), so a run that is killed and
     resumed from ``scratch`` ends with the same bytes. The trace has one entry per evaluation, step 0 first.
@@ -154,8 +158,8 @@ def train(
         best, trace, start = state["best"], state["trace"], state["step"]
     else:
         best, trace, start = copy.deepcopy(model.state_dict()), [{"step": 0, **judge(model)}], 0
-    for step in range(start, settings.steps):
-        rate = min(1.0, (step + 1) / 20) * (1 - step / settings.steps)
+    for step in range(start, steps):
+        rate = min(1.0, (step + 1) / 20) * (1 - step / steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id)
@@ -170,8 +174,8 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        progress(step + 1, settings.steps, "steps")
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+        progress(step + 1, steps, "steps")
+        if (step + 1) % settings.evaluate_every == 0 or step + 1 == steps:
             trace.append({"step": step + 1, "loss": loss.item(), **judge(model)})
             if trace[-1]["distance"] < min(entry["distance"] for entry in trace[:-1]):
                 best = copy.deepcopy(model.state_dict())

@@ -1,4 +1,4 @@
-"""Fake-quantized modules to train with, and the reference modules they become: one set of numbers.
+"""Fake-quantized modules to train with, and the reference modules they become: one set of numbers per scheme.
 
 ``prepare`` swaps classes inside a transformers model (nothing else of it changes, so Trainer conveniences,
 hidden states and dynamic shapes keep working); ``convert`` replaces them by modules with explicit
@@ -20,22 +20,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgekd.errors import BadInput
+from edgekd.quantize import scheme as schemes
+from edgekd.quantize.scheme import Layer, Scheme
 
 qd = torch.ops.quantized_decomposed
 QMIN, QMAX = -128, 127  # activations: int8, affine
 WMAX = 127  # weights: int8, symmetric, -128 unused
+W4MIN, W4MAX = -8, 7  # weights: int4, symmetric about zero in steps of max |w| / 7, so that -8 is unused
 BIAS_MAX = 2**30  # leaves the other half of the int32 accumulator to the products
 SMALL_TABLE = 16  # embedding tables of at most so many rows stay in float (token types)
 
 
-def weight_scale(weight_OI: torch.Tensor) -> torch.Tensor:
-    """Symmetric int8 scale of each row, [O] float32: max |w| / 127 (a zero row gets the smallest normal step)."""
-    return (weight_OI.detach().float().abs().amax(1) / WMAX).clamp_min(torch.finfo(torch.float32).eps)
+def weight_scale(weight_OI: torch.Tensor, top: int = WMAX) -> torch.Tensor:
+    """Symmetric scale of each row, [O] float32: max |w| / ``top`` (a zero row gets the smallest normal step)."""
+    return (weight_OI.detach().float().abs().amax(1) / top).clamp_min(torch.finfo(torch.float32).eps)
 
 
-def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
-    """Integers in [-127, 127] as float32, rounded half to even."""
-    return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-WMAX, WMAX)
+def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor, top: int = WMAX) -> torch.Tensor:
+    """Integers in [-top, top] as float32, rounded half to even."""
+    return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-top, top)
+
+
+def group_numbers(weight_OI: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """int4 weights [O, I] as float32, and the scale of every ``group`` inputs [O, I / group], float32."""
+    rows = weight_OI.detach().reshape(-1, group)
+    scale = weight_scale(rows, W4MAX)
+    return quantize_weight(rows, scale, W4MAX).reshape(weight_OI.shape), scale.reshape(len(weight_OI), -1)
 
 
 def linear_numbers(
@@ -105,28 +115,73 @@ class ActivationQuantizer(nn.Module):
         )
 
 
-class QATLinear(nn.Linear):
-    """A linear layer with int8 weight, input and output, in training."""
+def token_numbers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps per unit (the reciprocal of a scale) and zero point of each token of ``x`` [..., I], both [..., 1] float32.
 
-    input_quantizer: ActivationQuantizer
-    output_quantizer: ActivationQuantizer
+    As XNNPACK chooses them (``xnn_f32_qd8_asymmetric_quantization_params`` in its microparams-init): the range covers
+    zero, and the zero point is rounded from the end where it errs less.
+    """
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    steps = torch.where(low == high, 1.0, torch.full_like(low, QMAX - QMIN) / (high - low))  # one rounding
+    at_low, at_high = low * steps, high * steps
+    zero = torch.where((QMIN + at_low) + (QMAX + at_high) > 0, QMIN - at_low, QMAX - at_high)
+    return steps, zero.clamp(QMIN, QMAX).round()
+
+
+def quantize_tokens(x: torch.Tensor, steps: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """int8 integers as float32, rounded half to even."""
+    return ((x * steps).round() + zero).clamp(QMIN, QMAX)
+
+
+class QATLinear(nn.Linear):
+    """A linear layer in training, with the numbers that its ``kind`` will ship."""
+
+    kind: Layer
+    input_quantizer: ActivationQuantizer  # static layers only
+    output_quantizer: ActivationQuantizer  # static layers with a quantized output only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind.activations == "static":
+            return self._static(x)
+        if self.kind.activations == "dynamic":
+            steps, zero = token_numbers(x.detach())
+            x = StraightThrough.apply(x, (quantize_tokens(x.detach(), steps, zero) - zero) * (1 / steps))
+        return F.linear(x, StraightThrough.apply(self.weight, dequantized(self.weight, self.kind)), self.bias)
+
+    def _static(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_quantizer(x)
         if self.input_quantizer.observer is not None:  # calibration sees the float model
-            return self.output_quantizer(F.linear(x, self.weight, self.bias))
+            return self._output(F.linear(x, self.weight, self.bias))
         weight_q, scale_O, bias_O = linear_numbers(self.weight, self.bias, self.input_quantizer.numbers()[0])
         weight_OI = StraightThrough.apply(self.weight, weight_q * scale_O[:, None])
         if self.bias is not None:
             bias_O = StraightThrough.apply(self.bias, bias_O)
-        return self.output_quantizer(F.linear(x, weight_OI, bias_O))
+        return self._output(F.linear(x, weight_OI, bias_O))
+
+    def _output(self, y: torch.Tensor) -> torch.Tensor:
+        return self.output_quantizer(y) if self.kind.output else y
+
+
+def dequantized(weight_OI: torch.Tensor, kind: Layer) -> torch.Tensor:
+    """The weights of a layer whose activations are not static, as they are shipped, in float32."""
+    if kind.weight_bits == 16:
+        return weight_OI.detach().half().float()
+    if kind.group:
+        weight_q, scale = group_numbers(weight_OI, kind.group)
+        return weight_q * scale.repeat_interleave(kind.group, 1)
+    scale_O = weight_scale(weight_OI)
+    return quantize_weight(weight_OI, scale_O) * scale_O[:, None]
 
 
 class QATEmbedding(nn.Embedding):
-    """An embedding table with int8 rows, in training. Only the rows in use are quantized: the same numbers, cheaper."""
+    """An embedding table in training, int8 by row or half; only the rows in use are rounded: the same, cheaper."""
+
+    bits: int
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = super().forward(ids)
+        if self.bits == 16:
+            return StraightThrough.apply(rows, rows.detach().half().float())
         flat = rows.detach().reshape(-1, rows.shape[-1])
         scale = weight_scale(flat)
         return StraightThrough.apply(rows, (quantize_weight(flat, scale) * scale[:, None]).reshape_as(rows))
@@ -161,28 +216,62 @@ class PatchLinear(nn.Module):
 
 
 class ReferenceLinear(nn.Module):
-    """The canonical quantized linear layer: folded int8 weight, bias on the grid of the int32 accumulator."""
+    """The canonical form of one linear layer (docs/architecture.md): folded integer or half weights, and operators that
+    say what happens to its activations."""
 
     def __init__(self, layer: QATLinear) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.in_scale, self.in_zero = layer.input_quantizer.numbers()
-        self.out_scale, self.out_zero = layer.output_quantizer.numbers()
-        weight_q, scale_O, bias_O = linear_numbers(layer.weight, layer.bias, self.in_scale)
-        self.register_buffer("weight_q", weight_q.to(torch.int8))
-        self.register_buffer("w_scale", scale_O)
-        self.register_buffer("w_zero", torch.zeros(len(scale_O), dtype=torch.int64))
-        self.register_buffer("bias", bias_O)
+        self.in_features, self.out_features, self.kind = layer.in_features, layer.out_features, layer.kind
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        if self.kind.activations == "static":
+            self.in_scale, self.in_zero = layer.input_quantizer.numbers()
+            if self.kind.output:
+                self.out_scale, self.out_zero = layer.output_quantizer.numbers()
+            weight_q, scale, bias = linear_numbers(layer.weight, layer.bias, self.in_scale)
+        elif self.kind.weight_bits == 16:
+            weight_q, scale = layer.weight.detach().half(), None
+        elif self.kind.group:
+            weight_q, scale = group_numbers(layer.weight, self.kind.group)
+        else:
+            scale = weight_scale(layer.weight)
+            weight_q = quantize_weight(layer.weight, scale)
+        self.register_buffer("weight_q", weight_q if scale is None else weight_q.to(torch.int8))
+        if scale is not None:
+            self.register_buffer("w_scale", scale)
+            self.register_buffer("w_zero", torch.zeros(scale.shape, dtype=torch.int64))
+        self.register_buffer("bias", bias)
 
     @property
     def weight(self) -> torch.Tensor:
-        """Some model code looks at ``.weight.dtype`` or its device; it gets the scales."""
-        return self.w_scale  # type: ignore[return-value]
+        """Some model code looks at ``.weight.dtype`` or its device; it gets a float32 tensor."""
+        return self.w_scale if self.kind.weight_bits < 16 else self.weight_q.float()  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = _through_int8(x, self.in_scale, self.in_zero)
-        weight = qd.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8)
-        return _through_int8(F.linear(x, weight, self.bias), self.out_scale, self.out_zero)
+        if self.kind.activations == "static":
+            x = _through_int8(x, self.in_scale, self.in_zero)
+        elif self.kind.activations == "dynamic":
+            x = _through_tokens(x)
+        y = F.linear(x, self._weight(), self.bias)
+        return _through_int8(y, self.out_scale, self.out_zero) if self.kind.output else y
+
+    def _weight(self) -> torch.Tensor:
+        if self.kind.weight_bits == 16:
+            return self.weight_q.to(torch.float32)  # type: ignore[operator]
+        if self.kind.group:
+            return qd.dequantize_per_channel_group(
+                self.weight_q, self.w_scale, self.w_zero, W4MIN, W4MAX, torch.int8, self.kind.group, torch.float32
+            )
+        return qd.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -WMAX, WMAX, torch.int8)
+
+
+def _through_tokens(x: torch.Tensor) -> torch.Tensor:
+    """int8 and back, with a scale for each token: the operators by which exporters know the pattern.
+
+    They compute in float64 what kernels compute in float32: ``token_numbers`` is what counts, see ``integer.py``.
+    """
+    scale, zero = qd.choose_qparams_per_token_asymmetric(x, torch.int8)
+    q = qd.quantize_per_token(x, scale, zero, QMIN, QMAX, torch.int8)
+    return qd.dequantize_per_token(q, scale, zero, QMIN, QMAX, torch.int8, torch.float32)
 
 
 def _through_int8(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
@@ -191,20 +280,24 @@ def _through_int8(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
 
 
 class ReferenceEmbedding(nn.Module):
-    """int8 rows gathered, cast, multiplied by their scale: plain operators that every exporter knows."""
+    """Rows gathered, cast, multiplied by their scale (halves have none): plain operators that every exporter knows."""
 
-    def __init__(self, table: nn.Embedding) -> None:
+    def __init__(self, table: QATEmbedding) -> None:
         super().__init__()
+        self.num_embeddings, self.embedding_dim, self.bits = table.num_embeddings, table.embedding_dim, table.bits
+        if self.bits == 16:
+            self.register_buffer("weight_q", table.weight.detach().half())
+            return
         scale_V = weight_scale(table.weight)
-        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.register_buffer("weight_q", quantize_weight(table.weight, scale_V).to(torch.int8))
         self.register_buffer("w_scale", scale_V[:, None].clone())
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.weight_q).to(torch.float32) * F.embedding(ids, self.w_scale)
+        rows = F.embedding(ids, self.weight_q).to(torch.float32)
+        return rows if self.bits == 16 else rows * F.embedding(ids, self.w_scale)
 
 
-def prepare(model: nn.Module) -> nn.Module:
+def prepare(model: nn.Module, scheme: Scheme = schemes.SCHEMES["w8a8"]) -> nn.Module:
     """Swap every linear layer and every larger embedding table for its QAT class, in place; no dropout from here on.
 
     Raises BadInput for a convolution that is no patch embedding.
@@ -212,14 +305,23 @@ def prepare(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             if not _tiles(module):
-                raise BadInput(f"'{name}' is a convolution, which cannot be w8a8 yet", todo="fp32 works.")
+                raise BadInput(f"'{name}' is a convolution, which cannot be {scheme.name} yet", todo="fp32 works.")
             model.set_submodule(name, PatchLinear(module))
-    for module in model.modules():
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    for name, module in model.named_modules():
         if type(module) is nn.Linear:
+            kind = scheme.layer(name, module.in_features, module.out_features, width)
+            if kind.weight_bits == 32:
+                continue
             module.__class__ = QATLinear
-            module.input_quantizer, module.output_quantizer = ActivationQuantizer(), ActivationQuantizer()
+            module.kind = kind
+            if kind.activations == "static":
+                module.input_quantizer = ActivationQuantizer()
+            if kind.output:
+                module.output_quantizer = ActivationQuantizer()
         elif type(module) is nn.Embedding and module.num_embeddings > SMALL_TABLE:
             module.__class__ = QATEmbedding
+            module.bits = scheme.embedding_bits
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
@@ -245,7 +347,7 @@ def share_inputs(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         alive.append(arguments[0])
         readers.setdefault(id(arguments[0]), []).append(layer)  # type: ignore[arg-type]
 
-    hooks = [layer.register_forward_pre_hook(note) for _, layer in layers(model)]
+    hooks = [layer.register_forward_pre_hook(note) for _, layer in layers(model) if layer.kind.activations == "static"]
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
@@ -268,6 +370,18 @@ def convert(model: nn.Module) -> nn.Module:
 def layers(model: nn.Module) -> Iterator[tuple[str, QATLinear]]:
     """The quantized linear layers by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QATLinear))
+
+
+def described(name: str, layer: QATLinear) -> dict[str, object]:
+    """What the manifest says of a layer: its kind, and scale and zero point of static activations."""
+    facts: dict[str, object] = {"name": name, "kind": layer.kind.name}
+    if layer.kind.group:
+        facts["group"] = layer.kind.group
+    if layer.kind.activations == "static":
+        facts["input"] = layer.input_quantizer.numbers()
+    if layer.kind.output:
+        facts["output"] = layer.output_quantizer.numbers()
+    return facts
 
 
 def quantizers(model: nn.Module) -> Iterator[ActivationQuantizer]:

@@ -5,41 +5,117 @@ Light on purpose: the plan reads this to refuse what a target cannot carry, befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from edgekd.errors import BadInput, closest
+from edgekd.recipe import Quantize
+
+CONTRACTING = "contracting"  # in place of a name pattern: the second half of every feed-forward block
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How a linear layer is stored and computed; weights are symmetric.
+
+    ``weight_bits``: 32 and 16 are floats, 8 and 4 integers; ``group`` inputs share a scale (0: a whole output channel
+    does). ``activations``: ``none`` computes in float; ``static`` has one int8 affine scale per tensor, ``dynamic`` one
+    per token, chosen at run time. ``output``: whether a static layer's result is quantized too.
+    """
+
+    name: str
+    weight_bits: int
+    activations: Literal["none", "static", "dynamic"]
+    group: int = 0
+    output: bool = False
+
+
+LAYERS = {
+    layer.name: layer
+    for layer in (
+        Layer("fp32", 32, "none"),
+        Layer("fp16", 16, "none"),
+        Layer("w8", 8, "none"),
+        Layer("w4", 4, "none", group=32),
+        Layer("w8a8", 8, "static", output=True),
+        Layer("w8a8-float-output", 8, "static"),
+        Layer("w8a8-dynamic", 8, "dynamic"),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Weights symmetric per output channel, activations affine per tensor, embeddings symmetric per row."""
+    """The layer that all linear layers are, those that ``overrides`` (name pattern -> layer) names apart.
+
+    Embedding tables are int8 by row (symmetric) or floats of ``embedding_bits``.
+    """
 
     name: str
-    weight_bits: int
-    activations: Literal["none", "static"]
     embedding_bits: int
     summary: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    group: int = 32
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of most weights: what a size estimate needs."""
+        return LAYERS[self.name].weight_bits
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything that training could repair: halves are as good as floats."""
+        return self.weight_bits < 16
+
+    def kinds(self) -> set[str]:
+        """Names of the layers that it may hold: what a target has to carry."""
+        return {self.name, *self.overrides.values()}
+
+    def layer(self, name: str, inputs: int, outputs: int, width: int | None = None) -> Layer:
+        """What the linear layer of this name and size becomes in a model of this width.
+
+        The last pattern that fits wins. A layer whose inputs do not fill the groups of ``w4`` is kept as ``w8``.
+        """
+        kind = self.name
+        for pattern, other in self.overrides.items():
+            if inputs > outputs == width if pattern == CONTRACTING else fnmatchcase(name, pattern):
+                kind = other
+        found = LAYERS[kind]
+        if not found.group:
+            return found
+        return replace(found, group=self.group) if inputs % self.group == 0 else LAYERS["w8"]
 
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("fp32", 32, "none", 32, "the float sibling"),
-        Scheme(
-            "w8a8",
-            8,
-            "static",
-            8,
-            "int8 weights per channel, int8 activations per tensor, static; int8 embeddings",
-        ),
+        Scheme("fp32", 32, "the float sibling"),
+        Scheme("fp16", 16, "half-precision weights; arithmetic in float, half precision where the runtime says so"),
+        Scheme("w8a8", 8, "int8 weights per channel, int8 activations per tensor, static; int8 embeddings"),
+        Scheme("w8a8-dynamic", 8, "int8 weights per channel, int8 activations per token, chosen at run time"),
+        Scheme("w8", 8, "int8 weights per channel, float arithmetic: size only"),
+        Scheme("w4", 8, "int4 weights in groups of inputs, float arithmetic; int8 embeddings"),
     )
 }
 
 
-def get(name: str) -> Scheme:
-    """The scheme of this name; raises BadInput that lists the known ones."""
-    if name not in SCHEMES:
-        known = list(SCHEMES)
-        raise BadInput(f"unknown scheme '{name}'", todo=f"Known: {', '.join(known)}.{closest(name, known)}")
-    return SCHEMES[name]
+def get(name: str, settings: Quantize | None = None) -> Scheme:
+    """The scheme of this name, with the recipe's overrides; raises BadInput that lists the known names."""
+    found = SCHEMES[_known(name, SCHEMES, "scheme")]
+    if settings is None or name == "fp32":
+        return found
+    for other, patterns in settings.overrides.items():
+        _known(other, SCHEMES, "scheme")
+        for kind in patterns.values():
+            _known(kind, LAYERS, "layer")
+    overrides = dict(settings.overrides.get(name, found.overrides)) | dict.fromkeys(settings.keep_float, "fp32")
+    return replace(found, overrides=overrides, group=settings.group)
+
+
+def _known(name: str, table: Mapping[str, object], what: str) -> str:
+    if name not in table:
+        known = list(table)
+        raise BadInput(f"unknown {what} '{name}'", todo=f"Known: {', '.join(known)}.{closest(name, known)}")
+    return name

@@ -19,6 +19,8 @@ from edgekd.distill import student as students
 from edgekd.distill.stage import distance
 from edgekd.outputs import save_outputs
 from edgekd.quantize import program, qat, reference
+from edgekd.quantize import scheme as schemes
+from edgekd.quantize.scheme import Scheme
 from edgekd.recipe import Recipe
 from edgekd.teach import transformers
 
@@ -36,7 +38,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     if scheme == "fp32":
         model = student
     else:
-        model, facts = _quantized(recipe, inputs, task, student, processor, pad_token_id, out / SCRATCH)
+        wanted = schemes.get(scheme, recipe.quantize)
+        model, facts = _quantized(recipe, inputs, task, student, processor, pad_token_id, wanted, out / SCRATCH)
     test = read_split(data.path, "test")
     encoded = task.encode(processor, test, length)
     exported = program.export(model, task, encoded[0], length)
@@ -65,13 +68,20 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
 
 def _quantized(
-    recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, processor: Any, pad_token_id: int, scratch: Path
+    recipe: Recipe,
+    inputs: Inputs,
+    task: Any,
+    student: nn.Module,
+    processor: Any,
+    pad_token_id: int,
+    scheme: Scheme,
+    scratch: Path,
 ) -> tuple[nn.Module, Facts]:
     settings, data = recipe.quantize, inputs["data"]
     splits = {name: read_split(data.path, name) for name in ("train", "validation", *TRANSFER)}
     encoded = {name: task.encode(processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     student.requires_grad_(False)
-    model = reference.prepare(copy.deepcopy(student)).requires_grad_(True)
+    model = reference.prepare(copy.deepcopy(student), scheme).requires_grad_(True)
     count = min(settings.calibration_samples, len(encoded["train"]))
     some = random.Random(recipe.seed).sample(encoded["train"], count)
     qat.calibrate(model, some, settings.percentile, task.INPUTS)
@@ -99,6 +109,7 @@ def _quantized(
         pools,
         settings,
         task,
+        steps=settings.steps if scheme.trained else 0,
         temperature=recipe.distill.temperature,
         pad_token_id=pad_token_id,
         seed=recipe.seed,
@@ -107,10 +118,7 @@ def _quantized(
         progress=inputs.progress,
     )
     step = qat.chosen(trace)
-    layers = [
-        {"name": name, "input": layer.input_quantizer.numbers(), "output": layer.output_quantizer.numbers()}
-        for name, layer in reference.layers(model)
-    ]
+    layers = [reference.described(name, layer) for name, layer in reference.layers(model)]
     calibration = {"samples": count, "percentile": settings.percentile, "seed": recipe.seed}
     facts = {"method": "qat" if step else "ptq", "chosen_step": step, "trace": trace, "layers": layers}
     return reference.convert(model), {**facts, "calibration": calibration}

@@ -42,7 +42,8 @@ class Target(Protocol):
     suffix: str  # ".onnx"
     extra: str  # pip install 'edgekd[<extra>]'
     distributions: tuple[str, ...]  # PyPI names of exporter and runtime; their versions enter key and manifest
-    accepts: frozenset[str]  # schemes it carries faithfully
+    accepts: frozenset[str]  # layers (and so schemes) that it carries faithfully, by their names in quantize/scheme.py
+    refuses: Mapping[str, str]  # why not, for the others: half a sentence for the user
     slow: bool  # the host evaluates it by a slow reference, so verify takes a stated subset of rows
     benchable: bool  # this host has a runtime worth timing
 

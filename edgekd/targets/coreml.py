@@ -41,6 +41,7 @@ suffix = ".mlpackage"
 extra = "coreml"
 distributions = ("coremltools", "torch")
 accepts = frozenset({"fp32", "w8a8"})
+refuses: dict[str, str] = {}
 slow = sys.platform != "darwin"
 benchable = sys.platform == "darwin"
 

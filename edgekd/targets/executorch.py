@@ -31,6 +31,7 @@ suffix = ".pte"
 extra = "executorch"
 distributions = ("executorch", "torch")
 accepts = frozenset({"fp32", "w8a8"})
+refuses: dict[str, str] = {}
 slow = False
 benchable = True
 

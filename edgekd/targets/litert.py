@@ -39,6 +39,7 @@ suffix = ".tflite"
 extra = "litert"
 distributions = ("ai-edge-litert", "litert-converter", "litert-torch", "torch")
 accepts = frozenset({"fp32", "w8a8"})
+refuses: dict[str, str] = {}
 slow = False
 benchable = True
 

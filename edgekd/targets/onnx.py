@@ -27,6 +27,7 @@ suffix = ".onnx"
 extra = "onnx"
 distributions = ("onnx-ir", "onnxruntime", "onnxscript", "torch")
 accepts = frozenset({"fp32", "w8a8"})
+refuses: dict[str, str] = {}
 slow = False
 benchable = True
 

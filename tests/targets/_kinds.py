@@ -16,6 +16,8 @@ from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertModel,
+    LlamaConfig,
+    LlamaModel,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -24,6 +26,7 @@ from transformers import (
 
 from edgekd import artifact
 from edgekd.quantize import program, qat, reference
+from edgekd.quantize import scheme as schemes
 from edgekd.tasks import image_classification, question_answering, sentence_similarity, token_classification
 
 MAX_LENGTH, VOCABULARY, SIDE = 16, 300, 12
@@ -35,6 +38,7 @@ SIZES = {
     "num_labels": 5,
 }
 WORDS = {**SIZES, "vocab_size": VOCABULARY, "max_position_embeddings": MAX_LENGTH}
+LLAMA = {**WORDS, "num_attention_heads": 4, "num_key_value_heads": 2}
 PATCHES = {**SIZES, "image_size": SIDE, "patch_size": 4}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 5}
 
@@ -46,7 +50,7 @@ class Kind:
     model: Callable[[], nn.Module]
     task: ModuleType
     shape: tuple[int | str, ...]
-    schemes: tuple[str, ...] = ("fp32", "w8a8")
+    schemes: tuple[str, ...] = tuple(schemes.SCHEMES)
 
 
 KINDS = {
@@ -55,6 +59,7 @@ KINDS = {
         lambda: BertForQuestionAnswering(BertConfig(**{**WORDS, "num_labels": 2})), question_answering, ("sequence", 2)
     ),
     "embedding": Kind(lambda: BertModel(BertConfig(**WORDS)), sentence_similarity, (32,)),
+    "decoder": Kind(lambda: LlamaModel(LlamaConfig(**LLAMA)), sentence_similarity, (32,)),
     "image": Kind(lambda: ViTForImageClassification(ViTConfig(**PATCHES)), image_classification, (5,)),
     "convolution": Kind(
         lambda: ResNetForImageClassification(ResNetConfig(**RESNET)), image_classification, (5,), ("fp32",)
@@ -91,8 +96,8 @@ def float_model(kind: str) -> nn.Module:
 def make(folder: Path, kind: str, scheme: str) -> Path:
     """The folder of a Program with its golden examples, and nothing else."""
     model, task = float_model(kind), KINDS[kind].task
-    if scheme == "w8a8":
-        model = reference.prepare(model)
+    if scheme != "fp32":
+        model = reference.prepare(model, schemes.get(scheme))
         qat.calibrate(model, rows(kind, 24), 1.0, task.INPUTS)
         model = reference.convert(model)
     test = rows(kind, seed=1)

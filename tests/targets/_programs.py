@@ -25,6 +25,7 @@ from transformers import (
 
 from edgekd import artifact
 from edgekd.quantize import program, qat, reference
+from edgekd.quantize import scheme as schemes
 from edgekd.tasks import text_classification as task
 
 VOCABULARY, LABELS, MAX_LENGTH = 2000, 5, 24
@@ -71,8 +72,8 @@ def make(folder: Path, scheme: str, family: str = "bert", exact: bool = False) -
     for parameter in model.parameters():  # a random initialisation is too flat to quantize interestingly
         noise = 0.1 * torch.randn_like(parameter)
         parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(noise)
-    if scheme == "w8a8":
-        model = reference.prepare(model)
+    if scheme != "fp32":
+        model = reference.prepare(model, schemes.get(scheme))
         qat.calibrate(model, rows(), 1.0)
         model = reference.convert(model)
         if exact:

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from edgekd import artifact
 from edgekd.quantize import program, qat, reference
+from edgekd.quantize import scheme as schemes
 from edgekd.tasks import text_classification as task
 
 MAX_LENGTH = 16
@@ -69,7 +70,7 @@ def make_program(
     """Write the Program of one scheme as a finished quantize artefact, its reference over the texts of ``test``."""
     float_model = float_model or model()
     if scheme != "fp32":
-        float_model = reference.prepare(float_model)
+        float_model = reference.prepare(float_model, schemes.get(scheme))
         qat.calibrate(float_model, encode(texts(64, seed=1)), 1.0)
         float_model = reference.convert(float_model)
     out = artifact.partial_of(path)
