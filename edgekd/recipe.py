@@ -187,6 +187,9 @@ class Quantize(Section):
         default_factory=list, description="Name patterns of layers that stay fp32 in all schemes."
     )
     group: Literal[32, 64, 128] = Field(32, description="Inputs that share a scale in int4 weights.")
+    weights: Literal["absmax", "mse", "gptq", "awq"] = Field(
+        "mse", description="How int4 weights are chosen; gptq and awq by neural-compressor, on the calibration rows."
+    )
     calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
     percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by calibration; 1 is min-max.")
     steps: int = Field(250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only.")

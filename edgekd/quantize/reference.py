@@ -26,7 +26,7 @@ from edgekd.quantize.scheme import Layer, Scheme
 qd = torch.ops.quantized_decomposed
 QMIN, QMAX = -128, 127  # activations: int8, affine
 WMAX = 127  # weights: int8, symmetric, -128 unused
-W4MIN, W4MAX = -8, 7  # weights: int4, symmetric about zero in steps of max |w| / 7, so that -8 is unused
+W4MIN, W4MAX = -8, 7  # weights: int4, zero point 0
 BIAS_MAX = 2**30  # leaves the other half of the int32 accumulator to the products
 SMALL_TABLE = 16  # embedding tables of at most so many rows stay in float (token types)
 
@@ -41,11 +41,15 @@ def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor, top: int = W
     return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-top, top)
 
 
-def group_numbers(weight_OI: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int4 weights [O, I] as float32, and the scale of every ``group`` inputs [O, I / group], float32."""
-    rows = weight_OI.detach().reshape(-1, group)
-    scale = weight_scale(rows, W4MAX)
-    return quantize_weight(rows, scale, W4MAX).reshape(weight_OI.shape), scale.reshape(len(weight_OI), -1)
+def group_scale(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
+    """The int4 scale of every ``group`` inputs, [O, I / group] float32: max |w| / 7, so that nothing is cut."""
+    return weight_scale(weight_OI.reshape(-1, group), W4MAX).reshape(len(weight_OI), -1)
+
+
+def quantize_groups(weight_OI: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
+    """Integers in [-8, 7] as float32, [O, I], rounded half to even."""
+    rows = weight_OI.detach().float().reshape(scale_OG.numel(), -1) / scale_OG.reshape(-1, 1)
+    return rows.round().clamp(W4MIN, W4MAX).reshape(weight_OI.shape)
 
 
 def linear_numbers(
@@ -134,9 +138,13 @@ def quantize_tokens(x: torch.Tensor, steps: torch.Tensor, zero: torch.Tensor) ->
 
 
 class QATLinear(nn.Linear):
-    """A linear layer in training, with the numbers that its ``kind`` will ship."""
+    """A linear layer in training, with the numbers that its ``kind`` will ship.
+
+    The scales of int4 groups are chosen before (``weights.py``) and stay; those of int8 weights follow the weights.
+    """
 
     kind: Layer
+    w_scale: torch.Tensor  # [O, I / group], int4 layers only
     input_quantizer: ActivationQuantizer  # static layers only
     output_quantizer: ActivationQuantizer  # static layers with a quantized output only
 
@@ -146,7 +154,7 @@ class QATLinear(nn.Linear):
         if self.kind.activations == "dynamic":
             steps, zero = token_numbers(x.detach())
             x = StraightThrough.apply(x, (quantize_tokens(x.detach(), steps, zero) - zero) * (1 / steps))
-        return F.linear(x, StraightThrough.apply(self.weight, dequantized(self.weight, self.kind)), self.bias)
+        return F.linear(x, StraightThrough.apply(self.weight, self._dequantized()), self.bias)
 
     def _static(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_quantizer(x)
@@ -161,16 +169,14 @@ class QATLinear(nn.Linear):
     def _output(self, y: torch.Tensor) -> torch.Tensor:
         return self.output_quantizer(y) if self.kind.output else y
 
-
-def dequantized(weight_OI: torch.Tensor, kind: Layer) -> torch.Tensor:
-    """The weights of a layer whose activations are not static, as they are shipped, in float32."""
-    if kind.weight_bits == 16:
-        return weight_OI.detach().half().float()
-    if kind.group:
-        weight_q, scale = group_numbers(weight_OI, kind.group)
-        return weight_q * scale.repeat_interleave(kind.group, 1)
-    scale_O = weight_scale(weight_OI)
-    return quantize_weight(weight_OI, scale_O) * scale_O[:, None]
+    def _dequantized(self) -> torch.Tensor:
+        """The weights as they are shipped, in float32."""
+        if self.kind.weight_bits == 16:
+            return self.weight.detach().half().float()
+        if self.kind.group:
+            return quantize_groups(self.weight, self.w_scale) * self.w_scale.repeat_interleave(self.kind.group, 1)
+        scale_O = weight_scale(self.weight)
+        return quantize_weight(self.weight, scale_O) * scale_O[:, None]
 
 
 class QATEmbedding(nn.Embedding):
@@ -231,7 +237,7 @@ class ReferenceLinear(nn.Module):
         elif self.kind.weight_bits == 16:
             weight_q, scale = layer.weight.detach().half(), None
         elif self.kind.group:
-            weight_q, scale = group_numbers(layer.weight, self.kind.group)
+            weight_q, scale = quantize_groups(layer.weight, layer.w_scale), layer.w_scale.clone()
         else:
             scale = weight_scale(layer.weight)
             weight_q = quantize_weight(layer.weight, scale)
@@ -315,6 +321,8 @@ def prepare(model: nn.Module, scheme: Scheme = schemes.SCHEMES["w8a8"]) -> nn.Mo
                 continue
             module.__class__ = QATLinear
             module.kind = kind
+            if kind.group:
+                module.register_buffer("w_scale", group_scale(module.weight, kind.group))
             if kind.activations == "static":
                 module.input_quantizer = ActivationQuantizer()
             if kind.output:

@@ -18,7 +18,7 @@ from edgekd.distill import sources
 from edgekd.distill import student as students
 from edgekd.distill.stage import distance
 from edgekd.outputs import save_outputs
-from edgekd.quantize import program, qat, reference
+from edgekd.quantize import program, qat, reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import Scheme
 from edgekd.recipe import Recipe
@@ -85,6 +85,7 @@ def _quantized(
     count = min(settings.calibration_samples, len(encoded["train"]))
     some = random.Random(recipe.seed).sample(encoded["train"], count)
     qat.calibrate(model, some, settings.percentile, task.INPUTS)
+    weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id)
     goal = transformers.predict(student, task, encoded["validation"], pad_token_id)
 
     def judge(model: nn.Module) -> dict[str, float]:
@@ -120,6 +121,8 @@ def _quantized(
     step = qat.chosen(trace)
     layers = [reference.described(name, layer) for name, layer in reference.layers(model)]
     calibration = {"samples": count, "percentile": settings.percentile, "seed": recipe.seed}
+    if any(layer.kind.group for _, layer in reference.layers(model)):
+        calibration["weights"] = settings.weights
     facts = {"method": "qat" if step else "ptq", "chosen_step": step, "trace": trace, "layers": layers}
     return reference.convert(model), {**facts, "calibration": calibration}
 

@@ -142,13 +142,16 @@ def test_gradients_reach_the_weights_of_every_scheme(name: str) -> None:
 def test_int4_groups_are_quantized_as_pytorch_does_it() -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 96)
-    weight_q, scale = reference.group_numbers(weight, 32)
-    zeros = torch.zeros(21, dtype=torch.int32)
-    theirs = torch.fake_quantize_per_channel_affine(weight.reshape(21, 32), scale.reshape(-1), zeros, 0, -8, 7)
-    mine = weight_q * scale.repeat_interleave(32, 1)
-    torch.testing.assert_close(mine, theirs.reshape(7, 96), rtol=0, atol=1e-6)
-    assert weight_q.reshape(21, 32).abs().amax(1).eq(7).all()
-    assert reference.group_numbers(torch.zeros(2, 32), 32)[0].eq(0).all()
+    for factor in (1.0, 0.8):  # the second cuts the largest weights
+        scale = reference.group_scale(weight, 32) * factor
+        weight_q = reference.quantize_groups(weight, scale)
+        zeros = torch.zeros(21, dtype=torch.int32)
+        theirs = torch.fake_quantize_per_channel_affine(weight.reshape(21, 32), scale.reshape(-1), zeros, 0, -8, 7)
+        mine = weight_q * scale.repeat_interleave(32, 1)
+        torch.testing.assert_close(mine, theirs.reshape(7, 96), rtol=0, atol=1e-6)
+    whole, nothing = reference.group_scale(weight, 32), torch.zeros(2, 32)
+    assert reference.quantize_groups(weight, whole).reshape(21, 32).abs().amax(1).eq(7).all()
+    assert reference.quantize_groups(nothing, reference.group_scale(nothing, 32)).eq(0).all()
 
 
 def test_tokens_get_the_scales_that_pytorch_gives_them() -> None:
