@@ -45,6 +45,7 @@ class Stage:
 
 TRAINING = ("torch", "transformers", "numpy")
 TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
+JUDGED = ("distill.temperature", "gate.max_accuracy_drop")
 QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage(
@@ -63,8 +64,17 @@ DISTILL = Stage(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    2,
-    ("task", "seed", "data.max_length", "teacher", "teach.online", "distill.temperature", *QUANTIZED),
+    3,
+    (
+        "task",
+        "seed",
+        "data.max_length",
+        "teacher",
+        "teach.online",
+        "distill.temperature",
+        "gate.max_accuracy_drop",
+        *QUANTIZED,
+    ),
     TRAINING,
 )
 EXPORT = Stage("edgekd.targets.stage:run", 2, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)

@@ -175,6 +175,19 @@ class Distill(Section):
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
 
 
+class Mixed(Section):
+    """Mixed precision: the layers that hurt most are kept in another way, as few as it takes."""
+
+    upgrade: dict[str, str] = Field(
+        default_factory=lambda: {"w8a8": "w8a8-dynamic", "w8a8-dynamic": "fp32", "w8": "fp32", "w4": "w8"},
+        description="By scheme: how its sensitive layers are kept; a scheme that is not named is not mixed.",
+    )
+    max_drop: float = Field(
+        0.005, ge=0, le=1, description="Validation answers that may differ from the float student's, a share."
+    )
+    samples: int = Field(512, ge=1, description="Validation rows that judge.")
+
+
 class Quantize(Section):
     """From the student to quantized programs; the calibrated PTQ state is checkpoint 0 of QAT."""
 
@@ -183,6 +196,7 @@ class Quantize(Section):
         default_factory=dict,
         description="By scheme: layer name pattern -> how such layers are kept; default: the scheme's own.",
     )
+    mixed: Mixed | None = Field(None, description="Find the layers that need more than the scheme gives.")
     keep_float: list[str] = Field(
         default_factory=list, description="Name patterns of layers that stay fp32 in all schemes."
     )
@@ -191,8 +205,16 @@ class Quantize(Section):
         "mse", description="How int4 weights are chosen; gptq and awq by neural-compressor, on the calibration rows."
     )
     calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
-    percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by calibration; 1 is min-max.")
-    steps: int = Field(250, ge=0, description="QAT steps with teacher and float student in the loss; 0 is PTQ only.")
+    calibration: Literal["percentile", "mse"] = Field(
+        "percentile", description="How activation ranges are set: by quantile, or by the least squared error."
+    )
+    percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by `percentile`; 1 is min-max.")
+    method: Literal["ptq", "qat", "qad", "auto"] = Field(
+        "qad",
+        description="Calibration only; trained on the float student's logits; on features and teacher too; or the "
+        "cheapest of these that keeps gate.max_accuracy_drop on validation.",
+    )
+    steps: int = Field(250, ge=0, description="Training steps of qat and qad; 0 is PTQ only.")
     batch_size: int = Field(16, ge=1, description="Examples per QAT step.")
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of the weights.")
     scale_learning_rate: float = Field(1e-3, ge=0, description="Peak learning rate of the learned log-scales.")

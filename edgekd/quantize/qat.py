@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,50 @@ class Tails:
         return self.low[rank].item(), self.high[rank].item()
 
 
+class Histogram:
+    """Counts of all values between two bounds: enough to know what a narrower range would cost."""
+
+    BINS = 2048
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = min(low, 0.0), max(high, 0.0)
+        self.counts, self.last = torch.zeros(self.BINS, dtype=torch.float64), None
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count the values of ``x``; the same tensor at once again counts once."""
+        if x is not self.last and self.low < self.high:
+            self.last = x
+            self.counts += torch.histc(x.detach().float(), self.BINS, self.low, self.high).double()
+
+    def range(self) -> tuple[float, float]:
+        """The range with the smallest squared error of rounding and clipping, each end cut by its own share."""
+        width = (self.high - self.low) / self.BINS
+        centres = self.low + (torch.arange(self.BINS, dtype=torch.float64) + 0.5) * width
+        shares = torch.linspace(0.1, 1.0, 46, dtype=torch.float64).tolist()
+
+        def error(low: float, high: float) -> float:
+            scale = max((high - low) / (reference.QMAX - reference.QMIN), 1e-12)
+            steps = ((centres.clamp(low, high) / scale).round() * scale - centres).square()
+            return float((steps * self.counts).sum())
+
+        high = min((self.high * share for share in shares), key=lambda high: error(self.low, high))
+        low = min((self.low * share for share in shares), key=lambda low: error(low, high))
+        return low, high
+
+
 def calibrate(
-    model: nn.Module, encoded: Sequence[Encoded], percentile: float, names: Sequence[str] = TEXT_INPUTS
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    percentile: float,
+    names: Sequence[str] = TEXT_INPUTS,
+    *,
+    least_squares: bool = False,
 ) -> None:
     """Set every activation range to the ``percentile`` (at either end) of what these rows give; 1.0 is min-max.
 
-    Every value of every token counts once, padding never. A layer that does not run keeps the range it has, and a
-    scheme without static activations has nothing to set.
+    With ``least_squares`` a second pass narrows the range of all values to the one that loses least. Every value of
+    every token counts once, padding never. A layer that does not run keeps the range it has, and a scheme without
+    static activations has nothing to set.
     """
     model.eval()
     if not any(True for _ in reference.quantizers(model)):
@@ -93,16 +130,36 @@ def calibrate(
     batches = same_length_batches(encoded, 16)
     reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0, names))
     tokens = sum(length(row) for row in encoded) or len(encoded) * _tokens(model, pad([encoded[0]], 0, names))
-    observers = {quantizer: Tails(percentile, tokens) for quantizer in reference.quantizers(model)}
-    for quantizer, tails in observers.items():
-        quantizer.observer = tails
+    share = 1.0 if least_squares else percentile
+    tails = {quantizer: Tails(share, tokens) for quantizer in reference.quantizers(model)}
+    _observe(model, [[encoded[i] for i in rows] for rows in batches], tails, names)
+    seen: dict[reference.ActivationQuantizer, Any] = {quantizer: one for quantizer, one in tails.items() if one.count}
+    if least_squares:
+        seen = {quantizer: Histogram(*one.range()) for quantizer, one in seen.items()}
+        _observe(model, [[encoded[i] for i in rows] for rows in batches], seen, names)
+    for quantizer, observer in seen.items():
+        quantizer.set_range(*observer.range())
+
+
+def _observe(
+    model: nn.Module,
+    batches: Sequence[Sequence[Encoded]],
+    observers: Mapping[reference.ActivationQuantizer, reference.Observer],
+    names: Sequence[str],
+) -> None:
+    """One pass of the float model, its tensors shown to the observers."""
+    for quantizer in reference.quantizers(model):
+        quantizer.observer = observers.get(quantizer, _Blind())
     with torch.no_grad():
         for rows in batches:
-            model(**pad([encoded[i] for i in rows], 0, names))
-    for quantizer, tails in observers.items():
+            model(**pad(rows, 0, names))
+    for quantizer in reference.quantizers(model):
         quantizer.observer = None
-        if tails.count:
-            quantizer.set_range(*tails.range())
+
+
+class _Blind:
+    def add(self, x: torch.Tensor) -> None:
+        """A quantizer that nobody asks about passes its input through all the same."""
 
 
 def _tokens(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
@@ -128,6 +185,7 @@ def train(
     task: Any,
     *,
     steps: int,
+    knowledge: bool = True,
     temperature: float,
     pad_token_id: int,
     seed: int,
@@ -136,6 +194,8 @@ def train(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Train ``model`` (prepared and calibrated) for ``steps`` in place to its best checkpoint; returns the trace.
+
+    Without ``knowledge`` the loss is the distance of the logits to the float student's alone.
 
     ``student`` is the float model it came from. Each batch follows from (seed, step), so a run that is killed and
     resumed from ``scratch`` ends with the same bytes. The trace has one entry per evaluation, step 0 first.
@@ -163,7 +223,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id)
-        loss = _loss(model, student, task, rows, inputs, teacher, settings, temperature)
+        loss = _loss(model, student, task, rows, inputs, teacher, settings, temperature, knowledge)
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the loss of quantization-aware training is {loss.item()} at step {step + 1}",
@@ -228,12 +288,13 @@ def _loss(
     teacher: Any,
     settings: Quantize,
     temperature: float,
+    knowledge: bool = True,
 ) -> torch.Tensor:
     def outputs(found: Any) -> Any:
         logits = task.logits(found, inputs)
         return gather(task, [task.take(one, row) for one, row in zip(logits, rows, strict=True)])
 
-    hidden = settings.hidden_weight > 0
+    hidden = knowledge and settings.hidden_weight > 0
     with torch.no_grad():
         goal = student(**inputs, output_hidden_states=hidden)
     found = model(**inputs, output_hidden_states=hidden)
@@ -244,7 +305,7 @@ def _loss(
         mask = inputs.get("attention_mask", loss.new_ones(states[0][0].shape[:2]))
         terms = [hidden_mse(ours, theirs, mask) for ours, theirs in states]
         loss = loss + settings.hidden_weight * torch.stack(terms).mean()
-    if settings.teacher_weight > 0:
+    if knowledge and settings.teacher_weight > 0:
         soft, pair = find(task.SOFT), paired(task, mine, teacher)
         term = soft.function(*pair, temperature) if soft.compares == "outputs" else soft.function(*pair)
         loss = loss + settings.teacher_weight * term

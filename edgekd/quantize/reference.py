@@ -145,10 +145,13 @@ class QATLinear(nn.Linear):
 
     kind: Layer
     w_scale: torch.Tensor  # [O, I / group], int4 layers only
+    bypassed = False  # computes as the float layer it was (sensitivity is measured one layer at a time)
     input_quantizer: ActivationQuantizer  # static layers only
     output_quantizer: ActivationQuantizer  # static layers with a quantized output only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bypassed:
+            return F.linear(x, self.weight, self.bias)
         if self.kind.activations == "static":
             return self._static(x)
         if self.kind.activations == "dynamic":

@@ -58,6 +58,7 @@ class Scheme:
     summary: str
     overrides: Mapping[str, str] = field(default_factory=dict)
     group: int = 32
+    upgrade: str = ""  # what sensitive layers are kept as, where the recipe looks for them
 
     @property
     def weight_bits(self) -> int:
@@ -71,7 +72,7 @@ class Scheme:
 
     def kinds(self) -> set[str]:
         """Names of the layers that it may hold: what a target has to carry."""
-        return {self.name, *self.overrides.values()}
+        return {self.name, *self.overrides.values()} | ({self.upgrade} if self.upgrade else set())
 
     def layer(self, name: str, inputs: int, outputs: int, width: int | None = None) -> Layer:
         """What the linear layer of this name and size becomes in a model of this width.
@@ -111,7 +112,10 @@ def get(name: str, settings: Quantize | None = None) -> Scheme:
         for kind in patterns.values():
             _known(kind, LAYERS, "layer")
     overrides = dict(settings.overrides.get(name, found.overrides)) | dict.fromkeys(settings.keep_float, "fp32")
-    return replace(found, overrides=overrides, group=settings.group)
+    upgrade = settings.mixed.upgrade.get(name, "") if settings.mixed else ""
+    if upgrade:
+        _known(upgrade, LAYERS, "layer")
+    return replace(found, overrides=overrides, group=settings.group, upgrade=upgrade)
 
 
 def _known(name: str, table: Mapping[str, object], what: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgekd.distill import sources
 from edgekd.distill import student as students
 from edgekd.distill.stage import distance
 from edgekd.outputs import save_outputs
-from edgekd.quantize import program, qat, reference, weights
+from edgekd.quantize import program, qat, reference, sensitivity, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import Scheme
 from edgekd.recipe import Recipe
@@ -81,23 +82,27 @@ def _quantized(
     splits = {name: read_split(data.path, name) for name in ("train", "validation", *TRANSFER)}
     encoded = {name: task.encode(processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     student.requires_grad_(False)
-    model = reference.prepare(copy.deepcopy(student), scheme).requires_grad_(True)
     count = min(settings.calibration_samples, len(encoded["train"]))
     some = random.Random(recipe.seed).sample(encoded["train"], count)
-    qat.calibrate(model, some, settings.percentile, task.INPUTS)
-    weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id)
-    goal = transformers.predict(student, task, encoded["validation"], pad_token_id)
 
-    def judge(model: nn.Module) -> dict[str, float]:
-        found = transformers.predict(model, task, encoded["validation"], pad_token_id)
-        agreed = task.agree(transformers.arrays(found), transformers.arrays(goal))
-        mine, theirs = transformers.paired(task, found, goal)
-        return {
-            "agreement": float(agreed.mean()),
-            "distance": distance(task, found, goal),
-            "mean_abs_delta": (mine - theirs).abs().mean().item(),
-        }
+    def calibrated(scheme: Scheme) -> nn.Module:
+        model = reference.prepare(copy.deepcopy(student), scheme).requires_grad_(True)
+        least = settings.calibration == "mse"
+        qat.calibrate(model, some, settings.percentile, task.INPUTS, least_squares=least)
+        weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id)
+        return model
 
+    judge = _judge(task, student, encoded["validation"], splits["validation"], pad_token_id)
+    facts: Facts = {}
+    if scheme.upgrade:
+        size = max(1, settings.mixed.samples // task.GROUP) * task.GROUP
+        few = _judge(task, student, encoded["validation"][:size], splits["validation"][:size], pad_token_id)
+        scheme, facts["mixed"] = sensitivity.assign(calibrated, scheme, settings.mixed.max_drop, few, inputs.progress)
+    model = calibrated(scheme)
+    steps = settings.steps if scheme.trained and settings.method != "ptq" else 0
+    limit = recipe.gate.max_accuracy_drop
+    if settings.method == "auto" and (limit is None or judge(model)["drop"] <= limit):
+        steps = 0
     pools = [
         qat.Pool(encoded[name], _source(recipe, task, data, inputs["teach"], name))
         for name in ("train", *TRANSFER)
@@ -110,7 +115,8 @@ def _quantized(
         pools,
         settings,
         task,
-        steps=settings.steps if scheme.trained else 0,
+        steps=steps,
+        knowledge=settings.method != "qat",
         temperature=recipe.distill.temperature,
         pad_token_id=pad_token_id,
         seed=recipe.seed,
@@ -120,11 +126,37 @@ def _quantized(
     )
     step = qat.chosen(trace)
     layers = [reference.described(name, layer) for name, layer in reference.layers(model)]
-    calibration = {"samples": count, "percentile": settings.percentile, "seed": recipe.seed}
+    calibration = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
+    if settings.calibration == "percentile":
+        calibration["percentile"] = settings.percentile
     if any(layer.kind.group for _, layer in reference.layers(model)):
         calibration["weights"] = settings.weights
-    facts = {"method": "qat" if step else "ptq", "chosen_step": step, "trace": trace, "layers": layers}
-    return reference.convert(model), {**facts, "calibration": calibration}
+    method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
+    facts |= {"method": method, "chosen_step": step, "trace": trace, "layers": layers, "calibration": calibration}
+    return reference.convert(model), facts
+
+
+def _judge(
+    task: Any, student: nn.Module, encoded: Sequence[Any], rows: Sequence[Any], pad_token_id: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Compares a model with the float student on held-out rows: agreement, distance, |difference| and ``drop``.
+
+    ``drop`` is the share of answers that are not the student's; where a task has none to compare, the headline metric
+    below the student's.
+    """
+    goal = transformers.predict(student, task, encoded, pad_token_id)
+    whole = task.metrics(transformers.arrays(goal), rows)[task.HEADLINE]
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        found = transformers.predict(model, task, encoded, pad_token_id)
+        agreed = task.agree(transformers.arrays(found), transformers.arrays(goal))
+        mine, theirs = transformers.paired(task, found, goal)
+        judged = {"distance": distance(task, found, goal), "mean_abs_delta": (mine - theirs).abs().mean().item()}
+        if agreed is None:
+            return judged | {"drop": whole - task.metrics(transformers.arrays(found), rows)[task.HEADLINE]}
+        return judged | {"agreement": float(agreed.mean()), "drop": 1 - float(agreed.mean())}
+
+    return judge
 
 
 def _source(recipe: Recipe, task: Any, data: Artifact, teach: Artifact, split: str) -> sources.Source:

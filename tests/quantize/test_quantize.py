@@ -180,6 +180,40 @@ def test_calibration_finds_the_exact_percentile_of_every_token() -> None:
         assert all(quantizer.observer is None for quantizer in reference.quantizers(prepared))
 
 
+def test_least_squares_ranges_lose_least_of_all_narrower_ones() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(20_000) ** 3  # tails that a narrower range gives up
+    found = qat.Histogram(values.min().item(), values.max().item())
+    for part in values.split(1000):
+        found.add(part)
+
+    def error(low: float, high: float) -> float:
+        quantizer = reference.ActivationQuantizer()
+        quantizer.set_range(low, high)
+        return float((quantizer(values) - values).square().mean())
+
+    low, high = found.range()
+    assert values.min() < low < -1 and 1 < high < values.max()
+    shares = np.linspace(0.02, 1.0, 60)
+    best = min(error(found.low * a, found.high * b) for a in shares for b in shares)
+    assert error(low, high) <= 1.02 * best
+    assert error(low, high) < 0.98 * error(found.low, found.high)  # eight bits leave little to win
+
+
+def test_both_ways_of_calibration_leave_usable_ranges(pair) -> None:  # type: ignore[no-untyped-def]
+    model, _ = pair
+    with torch.no_grad():
+        goal = model(**qat.pad(encoded()[:8], 0)).logits
+    errors = {}
+    for least in (False, True):
+        made = reference.prepare(copy.deepcopy(model))
+        qat.calibrate(made, encoded(), 0.99, least_squares=least)
+        assert all(quantizer.observer is None for quantizer in reference.quantizers(made))
+        with torch.no_grad():
+            errors[least] = float((made(**qat.pad(encoded()[:8], 0)).logits - goal).square().mean())
+    assert errors[True] <= errors[False]  # one value in fifty is cut by the first
+
+
 def test_layers_that_read_one_tensor_share_one_scale(pair) -> None:  # type: ignore[no-untyped-def]
     _, prepared = pair
     names = dict(reference.layers(prepared))
@@ -342,6 +376,32 @@ def test_the_best_checkpoint_wins_and_ptq_is_one_of_them(tiny, distilled, tmp_pa
     only = quantize(tiny, distilled, tmp_path / "c", "quantize.steps=0")
     assert (tmp_path / "b" / "golden.json").read_bytes() == (tmp_path / "c" / "golden.json").read_bytes()
     assert [entry["step"] for entry in only["trace"]] == [0]
+
+
+def test_a_way_is_chosen_by_name_or_by_the_gate(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def steps(*sets: str) -> list[int]:
+        facts = quantize(tiny, distilled, tmp_path / "-".join(sets).replace("/", ""), *sets)
+        return [entry["step"] for entry in facts["trace"]]
+
+    assert steps("quantize.method=ptq") == [0]
+    assert steps("quantize.method=auto", "gate.max_accuracy_drop=1.0") == [0]
+    assert steps("quantize.method=auto", "gate.max_accuracy_drop=0.0", "quantize.keep_float=[]")[-1] in (0, 6)
+    own = ("quantize.hidden_weight=0", "quantize.teacher_weight=0")
+    numbers = [
+        quantize(tiny, distilled, tmp_path / name, *sets)["trace"]
+        for name, sets in (("a", ("quantize.method=qat",)), ("b", own), ("c", ("quantize.method=qad",)))
+    ]
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+def test_sensitive_layers_are_found_and_named(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    sets = ("quantize.method=ptq", "quantize.mixed={max_drop: 0.0, samples: 40}")
+    facts = quantize(tiny, distilled, tmp_path / "mixed", *sets)
+    mixed, kinds = facts["mixed"], {layer["name"]: layer["kind"] for layer in facts["layers"]}
+    assert {name for name, kind in kinds.items() if kind == "w8a8-dynamic"} == set(mixed["upgraded"])
+    assert {row["name"] for row in mixed["layers"]} == set(kinds)
+    none = quantize(tiny, distilled, tmp_path / "none", *sets[:1], "quantize.mixed={max_drop: 1.0}")
+    assert none["mixed"]["upgraded"] == [] and none["mixed"]["reached"]
 
 
 def test_resumed_quantization_ends_with_the_same_numbers(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
