@@ -321,14 +321,23 @@ def doctor(
 def targets(as_json: Json = False) -> None:
     """List tasks, losses, schemes and targets, and whether each target's packages are installed."""
     from edgekd import doctor as checks
+    from edgekd.quantize.scheme import LAYERS, SCHEMES
 
     found = checks.inventory()
     if as_json:
         _json({"schema": "edgekd/targets/1", **found})
         return
-    rows = [[t["name"], ", ".join(t["accepts"]), t["installed"], t["hint"]] for t in found["targets"]]
-    _table("targets", ["target", "schemes", "packages", "to install"], rows)
-    _print(f"tasks: {', '.join(found['tasks'])}\nschemes: {', '.join(found['schemes'])}")
+    kinds = list(SCHEMES) + sorted(set(LAYERS) - set(SCHEMES))
+    rows = [[t["name"], *("yes" if kind in t["accepts"] else "-" for kind in kinds)] for t in found["targets"]]
+    _table("schemes, and kinds of layer that they may mix in", ["target", *kinds], rows)
+    why = [[t["name"], kind, reason] for t in found["targets"] for kind, reason in t["refuses"].items()]
+    _table("refused", ["target", "scheme or layer", "because"], why)
+    _table(
+        "packages",
+        ["target", "packages", "to install"],
+        [[t["name"], t["installed"], t["hint"]] for t in found["targets"]],
+    )
+    _print(f"tasks: {', '.join(found['tasks'])}")
 
 
 @app.command(epilog="Example: edgekd quickstart --run-dir runs/quickstart")

@@ -25,6 +25,11 @@ def inventory() -> dict[str, Any]:
             {
                 "name": name,
                 "accepts": sorted(module.accepts),
+                "refuses": {
+                    kind: module.refuses.get(kind, "not written yet")
+                    for kind in scheme.LAYERS
+                    if kind not in module.accepts
+                },
                 "packages": versions,
                 "installed": "missing: " + ", ".join(missing)
                 if missing

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from edgekd import doctor, pipeline, recipe
+from edgekd.quantize import scheme
 
 
 def say(text: str, folder: Path, *sets: str) -> dict[str, list[tuple[str, str]]]:
@@ -91,3 +92,21 @@ def test_a_loud_term_and_a_long_limit_are_said(tiny, tmp_path: Path) -> None:  #
     found = say(text, tmp_path)
     assert any("lower its weight" in detail for _, detail in found["loss at step 0"])
     assert "for nothing" in found["length"][0][1]
+
+
+def test_every_layer_is_carried_or_refused_with_a_reason(edgekd) -> None:  # type: ignore[no-untyped-def]
+    found = edgekd("targets", "--json").json
+    for target in found["targets"]:
+        assert not set(target["accepts"]) & set(target["refuses"])
+        assert set(target["accepts"]) | set(target["refuses"]) == set(scheme.LAYERS)
+        assert all(len(reason) > 20 for reason in target["refuses"].values()), target["name"]
+
+
+def test_a_scheme_or_a_layer_that_a_target_cannot_carry_is_refused_at_plan_time(tiny, edgekd, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for target in edgekd("targets", "--json").json["targets"]:
+        for kind, reason in target["refuses"].items():
+            mixed = f"quantize.overrides={{w8a8: {{classifier: {kind}}}}}"
+            sets = ("--set", f"export.targets=[{target['name']}]", "--set", mixed)
+            said = edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", tmp_path / "run", *sets)
+            assert said.code == 2 and "Traceback" not in said.err
+            assert reason.split()[0] in said.err and f"{target['name']} does not accept {kind}" in said.err

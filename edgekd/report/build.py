@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,10 @@ def document(run: RunFacts) -> Document:
         "gain": _gain(run, rows),
         "artifacts": artifacts,
         "quantization": {
-            scheme: {key: facts.get(key) for key in ("method", "chosen_step", "trace", "metrics")}
+            scheme: {
+                key: facts.get(key) for key in ("method", "chosen_step", "trace", "metrics", "calibration", "mixed")
+            }
+            | {"kinds": dict(Counter(layer["kind"] for layer in facts.get("layers", [])))}
             for scheme, facts in run.quantize.items()
         },
         "measurements": dict(run.bench) if run.bench else None,

@@ -213,6 +213,16 @@ def _plots(document: Document) -> dict[str, str]:
             x_label="step",
             y_label="training loss (each its own)",
         ),
+        "mixed": plots.lines(
+            [
+                plots.Line([[row["upgraded"], 100 * row["drop"]] for row in facts["mixed"]["trace"]], scheme, n)
+                for n, (scheme, facts) in enumerate(sorted(document["quantization"].items()))
+                if facts.get("mixed")
+            ],
+            title="answers lost against layers kept in another way",
+            x_label="layers kept in another way",
+            y_label="validation answers that differ in %",
+        ),
     }
 
 

@@ -79,6 +79,26 @@ def _bench() -> dict[str, Any]:
     }
 
 
+QUANTIZED = {
+    "method": "qad",
+    "chosen_step": 150,
+    "trace": [{"step": 150, "agreement": 0.9912, "distance": 0.0034}],
+    "layers": [{"name": "a", "kind": "w8a8"}, {"name": "b", "kind": "w8a8"}, {"name": "c", "kind": "w8a8-dynamic"}],
+    "calibration": {"samples": 512},
+    "mixed": {
+        "layers": [
+            {"name": "c", "distance": 0.02, "drop": 0.01, "extra_bytes": 0},
+            {"name": "a", "distance": 0.001, "drop": 0.0, "extra_bytes": 0},
+        ],
+        "trace": [{"upgraded": n, "extra_bytes": 0, "drop": 0.01 / (n + 1), "distance": 0.02} for n in range(3)],
+        "upgraded": ["c"],
+        "upgrade": "w8a8-dynamic",
+        "reached": True,
+        "max_drop": 0.005,
+    },
+}
+
+
 def _run() -> RunFacts:
     exports, verifications, verdicts = {}, {}, {}
     bench = _bench()
@@ -170,7 +190,7 @@ def _run() -> RunFacts:
             "metrics": {"test": {**METRICS, "accuracy": 0.874}},
             "history": slower,
         },
-        quantize={"fp32": {"method": "none"}, "w8a8": {"method": "qat", "chosen_step": 150, "trace": []}},
+        quantize={"fp32": {"method": "none"}, "w8a8": QUANTIZED},
         artifacts=NAMES,
         exports=exports,
         verifications=verifications,

@@ -221,6 +221,17 @@ def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: A
     assert "learned from" not in plain.text and "Its tokenizer keeps" not in plain.text
 
 
+def test_how_it_was_quantized_is_told(run: RunFacts, document: dict[str, Any]) -> None:
+    assert document["quantization"]["w8a8"]["kinds"] == {"w8a8": 2, "w8a8-dynamic": 1}
+    page = render.html(document)
+    assert "2 w8a8, 1 w8a8-dynamic" in page and "99.12" in page
+    assert "1 of 2 layers are w8a8-dynamic" in page and "c (kept)" in page and "a (kept)" not in page
+    assert "layers kept in another way" in page
+    plain = {scheme: {**facts, "mixed": None} for scheme, facts in run.quantize.items()}
+    without = render.html(build.document(dataclasses.replace(run, quantize=plain)))
+    assert "2 w8a8, 1 w8a8-dynamic" in without and "layers kept in another way" not in without
+
+
 def test_an_image_has_no_tokens(run: RunFacts, of_another_task: Any) -> None:
     found = build.document(of_another_task(run, "accuracy", "image"))
     text = " ".join(Page(render.html(found)).text.split())
