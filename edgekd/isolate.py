@@ -20,8 +20,10 @@ from typing import Any
 
 from edgekd import artifact, errors
 from edgekd import recipe as recipes
+from edgekd.targets import _known_issues
 
 LAST_LINES = 12
+MEMORY = "EDGEKD_MEMORY_BYTES"  # tells the child what it may allocate
 _live: set[subprocess.Popen[bytes]] = set()
 
 
@@ -69,8 +71,13 @@ def call(
     return function(job.run)(view, inputs, Path(job.out))
 
 
-def call_isolated(job: Job, *, log: Path, timeout: float, threads: int) -> artifact.Facts:
-    """The same in a child process. Raises what the child raised, or StepFailed with the log's last lines."""
+def call_isolated(
+    job: Job, *, log: Path, timeout: float, threads: int, memory_gb: float | None = None
+) -> artifact.Facts:
+    """The same in a child process of limited time and memory (the machine's where ``memory_gb`` is None).
+
+    Raises what the child raised, or StepFailed with the log's last lines and, where the message is known, advice.
+    """
     work = Path(job.out) / artifact.SCRATCH
     work.mkdir(parents=True, exist_ok=True)
     for name in ("facts.json", "error.json"):
@@ -78,6 +85,8 @@ def call_isolated(job: Job, *, log: Path, timeout: float, threads: int) -> artif
     artifact.write_json(work / "job.json", asdict(job))
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment[MEMORY] = str(int((memory_gb or _machine_gb()) * 1e9))
+    target = job.variant.get("target")
     with log.open("wb") as stream:
         child = subprocess.Popen(
             [sys.executable, "-m", "edgekd.isolate", str(work / "job.json")],
@@ -103,9 +112,28 @@ def call_isolated(job: Job, *, log: Path, timeout: float, threads: int) -> artif
     if (work / "error.json").is_file():
         told = artifact.read_json(work / "error.json")
         kind = getattr(errors, told.pop("kind"))
-        raise kind(told["what"], where=told["where"], todo=told["todo"])
+        todo = told["todo"] or _known_issues.advice(target, told["what"]) or ""
+        raise kind(told["what"], where=told["where"], todo=todo)
     how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
-    raise errors.StepFailed(f"{how}; last lines: {tail(log)}", where=log.stem, todo=f"Log: {log}")
+    known = _known_issues.advice(target, f"{how} {log.read_text(errors='replace')}")
+    todo = f"{known} Log: {log}" if known else f"Log: {log}"
+    raise errors.StepFailed(f"{how}; last lines: {tail(log)}", where=log.stem, todo=todo)
+
+
+def _machine_gb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError):  # Windows
+        return 0.0
+
+
+def _limit_memory() -> None:
+    """Allocating more than the limit fails in this process, before the machine is short of memory."""
+    limit = int(os.environ.get(MEMORY, "0"))
+    if limit and sys.platform == "linux":  # elsewhere the system does not count what a process has written to
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def tail(log: Path) -> str:
@@ -122,6 +150,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Entry point of the child."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit_memory()
     path = Path(sys.argv[1])
     job = Job(**artifact.read_json(path))
     try:

@@ -334,7 +334,7 @@ def _make(
     if step.row.isolated:
         log = folder / "logs" / f"{step.id}.log"
         timeout = recipe.export.timeout_seconds if step.stage == "export" else recipe.verify.timeout_seconds
-        facts = isolate.call_isolated(job, log=log, timeout=timeout, threads=1)
+        facts = isolate.call_isolated(job, log=log, timeout=timeout, threads=1, memory_gb=recipe.export.memory_gb)
     else:
 
         def progress(done: int, total: int, unit: str) -> None:

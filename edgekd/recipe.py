@@ -231,6 +231,9 @@ class Export(Section):
     )
     max_length: int | None = Field(None, ge=4, description="Fixed input length of static formats; default: data's.")
     timeout_seconds: int = Field(900, ge=1, description="A converter that takes longer is stopped.")
+    memory_gb: float | None = Field(
+        None, gt=0, description="A converter or verifier may allocate this, 10^9 bytes; default: what the machine has."
+    )
     jobs: int = Field(2, ge=1, description="Converters (and verifiers) that run at the same time.")
 
 
