@@ -9,20 +9,20 @@ runtime's kernels itself (``kernels`` in ``targets/_contract.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from edgekd.artifact import Facts
 from edgekd.errors import StepFailed
 from edgekd.quantize.integer import DEQUANTIZE, DEQUANTIZE_GROUPS, DEQUANTIZE_TOKENS, LINEAR, QUANTIZE
 
-if TYPE_CHECKING:
-    import torch
-
+EMBEDDING = torch.ops.aten.embedding.default
 LEAST_BYTES = 8  # fewer are found in any larger file by chance
 TEXT = (".json", ".xml")  # files of a package that describe the graph and hold no weights
 
@@ -72,13 +72,42 @@ def integer_layers(program: torch.export.ExportedProgram) -> int:
     return sum(source in (DEQUANTIZE, DEQUANTIZE_TOKENS) for source in sources)
 
 
+def _folded(program: torch.export.ExportedProgram, stored: Sequence[Stored], length: int) -> dict[str, np.ndarray]:
+    """By tensor, the float32 rows of each quantized table that is read at places known in advance (positions).
+
+    A converter to one ``length`` computes such rows once: integers times scale, one rounding, or halves as floats.
+    """
+    named = {one.name: one.values for one in stored}
+    sources = program.graph_signature.inputs_to_buffers
+    given = set(program.graph_signature.user_inputs)
+
+    @cache
+    def depends(node: torch.fx.Node) -> bool:
+        """Whether it is computed from the values of an input; a size is known in advance."""
+        if node.op == "placeholder" or "sym_size" in str(node.target):
+            return node.name in given
+        return any(depends(one) for one in node.all_input_nodes)
+
+    found = {}
+    for node in program.graph.find_nodes(op="call_function", target=EMBEDDING):
+        name = sources.get(node.args[0].name, "")
+        if name.endswith(".weight_q") and name in named and not depends(node.args[1]):
+            scale = name.removesuffix("weight_q") + "w_scale"
+            rows = named[name][:length].astype(np.float32)
+            found[name] = rows * named[scale][:length] if scale in named else rows
+            found[scale] = found[name]
+    return found
+
+
 # The numbers.
 
 
-def faithful(program: torch.export.ExportedProgram, model: Path) -> Facts:
+def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int | None = None) -> Facts:
     """Whether the artefact holds the Program's integer (and half) weights, their scales and the activation scales.
 
     ``model`` is the artefact's file or package; files beside it that differ in the suffix alone belong to it.
+    ``length`` is that of a fixed-length artefact: its position table may lie there as the rows that it reads, in
+    float32, and is found so (``_folded``).
     ``numbers`` counts single weights and scales that were looked for, ``arrays`` the arrays that they lie in, and
     ``missing`` names what was not found: a weight's or scale's tensor, or ``<layer>.activation_scale=<value>``.
 
@@ -86,7 +115,8 @@ def faithful(program: torch.export.ExportedProgram, model: Path) -> Facts:
     under 8 bytes, and arrays of one repeated value, prove nothing: they are ``unproven`` and not counted (a head of
     one class, say). An activation scale has four bytes, so it is searched only outside the arrays that were found: in
     the remaining megabyte or so it turns up by chance once in 4,000 times. Zero points (one byte) prove nothing at
-    all; the golden outputs judge them. Of a float Program nothing is looked for: a format may fold its floats.
+    all, and of several copies (Core ML repeats a scale at each use) one suffices: the golden outputs judge what is
+    computed with them. Of a float Program nothing is looked for: a format may fold its floats.
     """
     wanted = [one for one in tensors(program) if one.kind != "other"]
     scales = _activation_scales(program)
@@ -94,8 +124,11 @@ def faithful(program: torch.export.ExportedProgram, model: Path) -> Facts:
     missing: list[str] = []
     contents = [file.read_bytes() for file in files(model)] if wanted or scales else []
     spans: list[list[tuple[int, int]]] = [[] for _ in contents]
+    folded = {} if length is None else _folded(program, wanted, length)
     for one in proving:
-        place = _find(contents, one)
+        place = _find(contents, _spellings(one))
+        if place is None and one.name in folded:
+            place = _find(contents, [folded[one.name].tobytes()])
         if place is None:
             missing.append(one.name)
         else:
@@ -155,9 +188,9 @@ def _spellings(one: Stored) -> Iterator[bytes]:
                 yield (bits >> 16).astype(np.uint16).tobytes()
 
 
-def _find(contents: Sequence[bytes], one: Stored) -> tuple[int, int, int] | None:
+def _find(contents: Sequence[bytes], spellings: Iterable[bytes]) -> tuple[int, int, int] | None:
     """File number, first byte and end of the first spelling that is found."""
-    for spelled in _spellings(one):
+    for spelled in spellings:
         for index, content in enumerate(contents):
             begin = content.find(spelled)
             if begin >= 0:
@@ -183,8 +216,9 @@ def stored_size(program: torch.export.ExportedProgram, model: Path, *, length: i
     Expected are integer weights at their bits (int4 two in a byte), halves at two bytes and all else as it is. The
     limit adds what a file needs beside them: ``NODE_BYTES`` for each node of the graph, ``CHANNEL_BYTES`` for each
     output channel of an integer layer, a byte for each group of weights (zero points) and, for a file of one fixed
-    ``length``, what its converter computes in advance: one float32 constant of tokens x width, and one of tokens x
-    tokens. Weights that are stored wider go beyond it, unless the model is so small that its graph outweighs them.
+    ``length``, what its converter computes in advance: two float32 constants of tokens x width (positions, token
+    types), and one of tokens x tokens (a mask). Weights that are stored wider go beyond it, unless the model is so
+    small that its graph outweighs them.
     """
     stored = tensors(program)
     expected = sum((one.values.size + 1) // 2 if one.kind == "int4" else one.values.nbytes for one in stored)
@@ -196,7 +230,7 @@ def stored_size(program: torch.export.ExportedProgram, model: Path, *, length: i
             allowed += one.values.size
     if length is not None:
         width = max((one.values.shape[-1] for one in stored if one.values.ndim == 2), default=0)
-        allowed += 4 * length * (width + length)
+        allowed += 4 * length * (2 * width + length)
     size = sum(file.stat().st_size for file in files(model) if file.suffix not in TEXT)
     return {"bytes": size, "expected": expected, "limit": expected + allowed}
 

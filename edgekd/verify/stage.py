@@ -63,7 +63,8 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     golden["bound"] = target.golden_bound(inputs.variant["scheme"], golden["logit_range"])
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
     program, export = load_program(inputs["quantize"].path), inputs["export"]
-    file, length = export.path / export.facts["file"], export.facts["max_length"]
+    file = export.path / export.facts["file"]
+    length = export.facts["max_length"] if export.facts["fixed_length"] else None
     teacher = compared["teacher"]
     agreements = {name: agreement(task, outputs, others) for name, others in compared.items()}
     return {
@@ -78,10 +79,10 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         "parity": parity(task, outputs, compared["program"]),
         "golden": golden,
         "faithful": {
-            "numbers": faithful(program, file),
+            "numbers": faithful(program, file, length=length),
             "invariance": judged(moved, golden, integer_layers(program)),
             "kernels": accelerated(program, target, export.path),
-            "size": stored_size(program, file, length=length if export.facts["fixed_length"] else None),
+            "size": stored_size(program, file, length=length),
         },
         "agreement": {name: share for name, share in agreements.items() if share is not None},
         "runtime": observed,
