@@ -80,7 +80,7 @@ QUANTIZE = Stage(
 EXPORT = Stage("edgekd.targets.stage:run", 2, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
 VERIFY = Stage(
     "edgekd.verify.stage:run",
-    2,
+    3,
     ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
     isolated=True,
 )

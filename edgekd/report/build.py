@@ -208,6 +208,7 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "parity": dict(verify["parity"]) if verify else None,
         "agreement": dict(verify["agreement"]) if verify else None,
         "golden": dict(verify["golden"]) if verify else None,
+        "faithful": dict(verify["faithful"]) if verify and "faithful" in verify else None,
         "runtime": dict(verify["runtime"]) if verify else None,
         "latency": chosen,
         "latencies": latencies,

@@ -36,7 +36,7 @@ def html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty)
-    environment.filters.update(words=words, share=share)
+    environment.filters.update(words=words, share=share, faithful=faithful)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
@@ -98,6 +98,25 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float | int):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def faithful(facts: Document | None) -> str:
+    """The faithfulness of an artefact in one line; empty where it was not verified."""
+    if not facts:
+        return ""
+    numbers, moved, kernels, size = (facts[name] for name in ("numbers", "invariance", "kernels", "size"))
+    told = []
+    if numbers["numbers"]:
+        missing = len(numbers["missing"])
+        told.append(f"{missing} arrays not found" if missing else f"{numbers['numbers']:,} numbers found bit for bit")
+    if kernels["wanted"]:
+        count = "cannot tell how many" if kernels["integer"] is None else kernels["integer"]
+        told.append(f"{count} of {kernels['wanted']} integer layers run in integers")
+        if kernels["accelerated"] is False:
+            told.append("not accelerated")
+    if moved["largest"] is not None:
+        told.append(f"padding and neighbours move outputs by {percent(moved['largest'], 3)} of their range")
+    return "; ".join([*told, f"{size['bytes']:,} of at most {size['limit']:,} bytes"])
 
 
 def drop(document: Document, entry: Document) -> float | None:
@@ -291,6 +310,7 @@ def markdown(document: Document) -> str:
     ]
     for entry in document["artifacts"]:
         lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
+        lines += [f"{_md(entry['name'])}: {faithful(entry['faithful'])}."] if entry["faithful"] else []
     lines += [""] if lines[-1] else []
     terms = document["student"]["terms"]
     if terms:

@@ -27,7 +27,8 @@ class Session(Protocol):
         """One example, by input name: ids and masks int64 [1, S], S <= max_length, pixels float32 [1, 3, H, W].
 
         Gives the Program's logits, float32 [1, C], or [1, S, C] where it has one vector per token. A session of a
-        fixed-length artefact pads to that length itself (mask 0) and cuts the output back to S.
+        fixed-length artefact pads to that length itself (mask 0) and cuts the output back to S. Where the export's
+        ``inputs`` name the batch axis (``"batch"`` in their shape), several rows of one length may be given at once.
         """
         ...
 
@@ -65,6 +66,15 @@ class Target(Protocol):
 
     def open_session(self, artifact: Path, *, threads: int = 1) -> Session:
         """Open ``artifact/model<suffix>`` (an artefact folder, finished or partial, with the export's facts)."""
+        ...
+
+    def kernels(self, artifact: Path) -> Facts:
+        """Optional: how many layers with stored weights the runtime runs in integers, and how many in float.
+
+        ``{"integer": n, "float": n, "how": "optimised graph", "names": {kernel: n}}``, as the runtime itself tells by
+        ``how``; ``integer``, ``float`` and ``how`` are None, with a ``why``, where it cannot be told. A layer that
+        multiplies integer activations by integer weights counts as integer, one that only stores its weights so not.
+        """
         ...
 
 

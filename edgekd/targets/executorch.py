@@ -202,3 +202,81 @@ class _Session:
 def _operator(name: str) -> str:
     """``quantized_decomposed.quantize_per_tensor.default`` -> ``quantize_per_tensor``."""
     return name.split(".")[1] if "." in name else name
+
+
+def kernels(artifact: Path) -> Facts:
+    """Layers with stored weights in the file's XNNPACK graphs, by the types of input and weight, and those outside.
+
+    XNNPACK picks a kernel by these types alone: static int8 (``qint8``) or int8 by token (``qdint8``) times integers is
+    an integer kernel. A matrix product outside the delegate is portable float code. The file is read by the ``flatc``
+    and the schemas that the package brings: importing its exporter would take longer than all other checks.
+    """
+    import struct
+
+    file, home = artifact / f"model{suffix}", Path(require("executorch", extra).__path__[0])
+    content = file.read_bytes()
+    extended = content[8:12] == b"eh00"  # then sizes follow: of the graph, and where the segments begin
+    program_size, segments_begin = struct.unpack_from("<QQ", content, 16) if extended else (len(content), 0)
+    program = _as_json(home, "exir/_serialize/program.fbs", content[:program_size])
+    counts = {"integer": 0, "float": 0}
+    names: Counter[str] = Counter()
+    for plan in program["execution_plan"]:
+        for delegate in plan["delegates"]:
+            place = delegate["processed"]
+            if place.get("location", "INLINE") == "SEGMENT":
+                segment = program["segments"][place["index"]]
+                begin = segments_begin + segment["offset"]
+                data = content[begin : begin + segment["size"]]
+            else:
+                data = bytes(program["backend_delegate_data"][place["index"]]["data"])
+            offset, size = struct.unpack_from("<II", data, 10)  # behind 4 zeros, "XH00" and the header's length
+            graph = _as_json(home, "backends/xnnpack/serialization/schema.fbs", data[offset : offset + size])
+            for kind, name in _delegated(graph):
+                counts[kind] += 1
+                names[name] += 1
+        for step in (step for chain in plan["chains"] for step in chain["instructions"]):
+            if step["instr_args_type"] == "KernelCall":
+                operator = plan["operators"][step["instr_args"]["op_index"]]["name"].partition("::")[2]
+                if operator.startswith(tuple(DELEGATED)):
+                    counts["float"] += 1
+                    names[f"{operator}, portable"] += 1
+    return {**counts, "how": "delegate's graph", "names": dict(sorted(names.items()))}
+
+
+def _as_json(home: Path, schema: str, content: bytes) -> Facts:
+    """A FlatBuffer as JSON."""
+    import json
+    import re
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.bin"
+        source.write_bytes(content)
+        given = ["--json", "--raw-binary", "--strict-json", "--defaults-json", "-o", folder, str(home / schema)]
+        try:
+            subprocess.run([home / "data/bin/flatc", *given, "--", source], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise StepFailed(f"flatc cannot read it ({error})", where="executorch") from None
+        text = (Path(folder) / "source.json").read_text()
+    made: Facts = json.loads(re.sub(r"(?<=[\s:-])inf\b", "Infinity", re.sub(r"(?<=[\s:])-?nan\b", "NaN", text)))
+    return made
+
+
+def _delegated(graph: Facts) -> list[tuple[str, str]]:
+    """(kind, name) of each layer of an XNNPACK graph whose weight is stored."""
+    types, stored = {}, set()
+    for value in graph["xvalues"]:
+        tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
+        types[tensor["id_out"]] = tensor["datatype"].removeprefix("xnn_datatype_")
+        if tensor["constant_buffer_idx"]:
+            stored.add(tensor["id_out"])
+    found = []
+    for node in graph["xnodes"]:
+        name, layer = node["xnode_union_type"], node["xnode_union"]
+        weight = layer.get("filter_id", layer.get("input2_id"))
+        if name in ("XNNFullyConnected", "XNNConv2d", "XNNBatchMatrixMultiply") and weight in stored:
+            left, right = types[layer.get("input1_id", layer.get("input_id"))], types[weight]
+            integer = left in ("qint8", "qdint8", "qpint8", "quint8") and right.startswith("q")
+            found.append(("integer" if integer else "float", f"{name.removeprefix('XNN')} {left} x {right}"))
+    return found

@@ -297,3 +297,46 @@ class _Session:
 def open_session(artifact: Path, *, threads: int = 1) -> _Session:
     """Open ``artifact/model.tflite`` in LiteRT's interpreter; raises Environment when it cannot."""
     return _Session(artifact / f"model{suffix}", threads)
+
+
+# What it runs.
+
+LAYERS = frozenset(("BATCH_MATMUL", "CONV_2D", "FULLY_CONNECTED"))
+
+
+def kernels(artifact: Path) -> Facts:
+    """Layers with stored weights in the file as the interpreter planned it; integer where the weight operand is.
+
+    XNNPACK and LiteRT's own kernels quantize a float input of such a layer by token, so both forms multiply integers.
+    ``names`` say who runs a layer. The interpreter lists the operators that a delegate took beside the delegate: its
+    partition is what lies between the delegate's inputs and outputs.
+    """
+    interpreter = _interpreter(artifact / f"model{suffix}")
+    interpreter.allocate_tensors()
+    operations = interpreter._get_ops_details()
+    tensors = {one["index"]: one for one in interpreter.get_tensor_details()}
+    plain = [one for one in operations if one["op_name"] != "DELEGATE"]
+    maker = {int(index): one for one in plain for index in one["outputs"]}
+    delegated: set[int] = set()
+    for one in operations:
+        if one["op_name"] == "DELEGATE":
+            todo, outside = [int(i) for i in one["outputs"]], {int(i) for i in one["inputs"]}
+            while todo:
+                made = maker.get(todo.pop())
+                if made is not None and made["index"] not in delegated:
+                    delegated.add(made["index"])
+                    todo += [int(i) for i in made["inputs"] if int(i) not in outside]
+    stored = set(tensors) - set(maker) - {one["index"] for one in interpreter.get_input_details()}
+    for one in plain:  # in the order of execution
+        if stored.issuperset(int(i) for i in one["inputs"] if i >= 0):
+            stored.update(int(i) for i in one["outputs"])
+    counts = {"integer": 0, "float": 0}
+    names: dict[str, int] = {}
+    for one in plain:
+        if one["op_name"] in LAYERS and int(one["inputs"][1]) in stored:
+            integer = tensors[int(one["inputs"][1])]["dtype"].__name__.startswith("int")
+            kind = "integer" if integer else "float"
+            counts[kind] += 1
+            name = f"{one['op_name']} {kind}, {'XNNPACK' if one['index'] in delegated else 'LiteRT'}"
+            names[name] = names.get(name, 0) + 1
+    return {**counts, "how": "interpreter's operators and XNNPACK's partitions", "names": names}

@@ -500,3 +500,40 @@ def int8_products_saturate() -> bool:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
     product = session.run(None, {"x": np.full((4, depth), 255, np.uint8)})[0]
     return bool((product != 255 * 127 * depth).any())
+
+
+# What it runs.
+
+INTEGER_KERNELS = frozenset(
+    "DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat QAttention QGemm QLinearMatMul".split()
+)
+FLOAT_KERNELS = frozenset("Conv FusedConv FusedGemm FusedMatMul Gemm MatMul MatMulNBits".split())
+
+
+def kernels(artifact: Path) -> Facts:
+    """Layers with stored weights in the graph as onnxruntime optimised it for this CPU: what the session executes.
+
+    A weight counts as stored if it is computed from stored tensors alone. ``MatMulNBits`` multiplies floats.
+    """
+    import tempfile
+
+    onnx, onnxruntime = require("onnx", extra), require("onnxruntime", extra)
+    session = open_session(artifact)
+    options = session._session.get_session_options()
+    session.close()
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = f"{folder}/model{suffix}"
+        onnxruntime.InferenceSession(str(artifact / f"model{suffix}"), options, providers=PROVIDERS)
+        graph = onnx.load(options.optimized_model_filepath).graph
+    stored = {one.name for one in graph.initializer}
+    counts = {"integer": 0, "float": 0}
+    names: dict[str, int] = {}
+    for node in graph.node:
+        fed = [name for name in node.input if name]
+        if fed and stored.issuperset(fed):
+            stored.update(node.output)
+        kind = "integer" if node.op_type in INTEGER_KERNELS else "float" if node.op_type in FLOAT_KERNELS else None
+        if kind is not None and stored.intersection(fed[1:]):
+            counts[kind] += 1
+            names[node.op_type] = names.get(node.op_type, 0) + 1
+    return {**counts, "how": "optimised graph", "names": names}

@@ -51,6 +51,7 @@ def judge(
         gate = gate.model_copy(update={"size_mb": None, **dict.fromkeys(BUDGETS)})
     checks = [
         *_numbers(gate, headline, verify),
+        *_faithful(verify.get("faithful")),
         *_size(gate, export, sibling),
         *_speed(gate, export, latency, comparisons),
     ]
@@ -110,6 +111,39 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
     if gate.min_teacher_ratio is not None and teacher > 0:
         checks += _at_least(f"{headline} / teacher's", metric / teacher, gate.min_teacher_ratio, rows)
     return checks
+
+
+def _faithful(facts: Facts | None) -> list[Check]:
+    """What no recipe can switch off: see ``faithful.py``."""
+    if facts is None:
+        return []
+    checks, numbers, moved = [], facts["numbers"], facts["invariance"]
+    if numbers["numbers"]:
+        missing = numbers["missing"]
+        note = f"weights and scales of the Program, looked for bit for bit: {numbers['numbers']:,}"
+        if missing:
+            note += f"; missing {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
+        checks.append(Check("arrays not in the file", len(missing), 0, not missing, note))
+    kernels, size = facts["kernels"], facts["size"]
+    if kernels["wanted"]:
+        note = "layers that run in integers" + (f", by the {kernels['how']}" if kernels["how"] else "")
+        if kernels["accelerated"] is None:
+            note = f"cannot be told: {kernels.get('why', 'nothing was')}"
+        elif not kernels["accelerated"]:
+            note = f"not accelerated: too few {note}"
+        checks.append(Check("accelerated", kernels["integer"], kernels["wanted"], kernels["accelerated"], note))
+    value, limit = moved["largest"], moved["bound"]
+    note = "largest change of an output by padding or a neighbour, as a share of the range of outputs"
+    if moved["passed"] is None:
+        note = "neither padding nor a batch can be tried"
+    elif not moved["passed"] and value <= limit:
+        value, limit = moved["quartile"], moved["quartile_bound"]
+        note = "three rows in four change more than this by padding or a neighbour, and no rounding tie explains that"
+    checks.append(Check("invariance", value, limit, moved["passed"], note))
+    stored = size["bytes"] <= size["limit"]
+    note = f"{size['expected']:,} bytes of numbers and what a graph needs beside them"
+    note = note if stored else f"the weights are stored wider than their scheme says; {note}"
+    return [*checks, Check("stored bytes", size["bytes"], size["limit"], stored, note)]
 
 
 def _size(gate: Gate, export: Facts, sibling: Facts | None) -> list[Check]:

@@ -2,10 +2,10 @@
 
 Every number here comes from the exported file, opened by the runtime it was made for, fed by its own tokenizer (or
 image processor) files. Three things are compared on the same rows: the Program (did the export keep the numbers?),
-the float student (what did quantization cost?) and the teacher (what did everything cost?). This stage measures;
-the verdict is ``gate.py``'s. Where the host can only evaluate the artefact slowly, an evenly spread subset of rows
-is taken, and the facts say so; rows that are scored together stay together. Refuses logits that are not finite:
-such an artefact has no metric.
+the float student (what did quantization cost?) and the teacher (what did everything cost?). Beside them stands
+whether the artefact is faithful in itself (``faithful.py``). This stage measures; the verdict is ``gate.py``'s. Where
+the host can only evaluate the artefact slowly, an evenly spread subset of rows is taken, and the facts say so; rows
+that are scored together stay together. Refuses logits that are not finite: such an artefact has no metric.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from edgekd.artifact import Artifact, Facts, Inputs, read_json
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput, StepFailed
 from edgekd.outputs import read_outputs, save_outputs
+from edgekd.targets._contract import load_program
 from edgekd.teach.cache import read_logits
+from edgekd.verify.faithful import accelerated, faithful, integer_layers, invariance, judged, stored_size
 
 OUTPUTS = "logits.safetensors"
+SLOW_GOLDEN = 2  # golden examples that a slow target runs again, padded
 AT_ONCE = 32  # rows that are encoded together: the images of a whole test split may not fit into memory
 
 
@@ -49,7 +52,9 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         for row, encoded in zip(rows, _encoded(recipe, task, inputs["export"], examples), strict=True):
             outputs.append(task.take(model.logits(encoded, f"test row {row + 1}"), encoded))
             inputs.progress(len(outputs), len(rows), "samples")
-        golden = _golden(model, golden_file)
+        golden, examples_run, answers = _golden(model, golden_file)
+        kept = SLOW_GOLDEN if target.slow else len(answers)
+        moved = _invariance(model, golden_file, golden, inputs["export"], examples_run[:kept], answers[:kept])
         observed = session.observed
     finally:
         session.close()
@@ -57,6 +62,9 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
 
     golden["bound"] = target.golden_bound(inputs.variant["scheme"], golden["logit_range"])
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
+    program, export = load_program(inputs["quantize"].path), inputs["export"]
+    file = export.path / export.facts["file"]
+    length = export.facts["max_length"] if export.facts["fixed_length"] else None
     teacher = compared["teacher"]
     agreements = {name: agreement(task, outputs, others) for name, others in compared.items()}
     return {
@@ -70,6 +78,12 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         "teacher_metrics": task.metrics(teacher, examples),
         "parity": parity(task, outputs, compared["program"]),
         "golden": golden,
+        "faithful": {
+            "numbers": faithful(program, file, length=length),
+            "invariance": judged(moved, golden, integer_layers(program)),
+            "kernels": accelerated(program, target, export.path),
+            "size": stored_size(program, file, length=length),
+        },
         "agreement": {name: share for name, share in agreements.items() if share is not None},
         "runtime": observed,
         "seconds": round(time.monotonic() - began, 3),
@@ -168,13 +182,16 @@ class _Model:
         return found[0]
 
 
-def _golden(model: _Model, golden: Mapping[str, Any]) -> Facts:
+def _golden(model: _Model, golden: Mapping[str, Any]) -> tuple[Facts, list[Mapping[str, Any]], list[np.ndarray]]:
     """The Program's golden inputs, run by the artefact: largest |delta| and the range of the golden logits.
 
+    The examples that were run and the artefact's answers come second and third.
     Examples longer than the artefact's fixed length cannot be run; the shortest always can.
     """
     names = list(golden["inputs"])
     largest, expected = 0.0, []
+    run: list[Mapping[str, Any]] = []
+    answers: list[np.ndarray] = []
     for index, (logits, *values) in enumerate(
         zip(golden["outputs"]["logits"], *golden["inputs"].values(), strict=True)
     ):
@@ -185,10 +202,33 @@ def _golden(model: _Model, golden: Mapping[str, Any]) -> Facts:
         expected.append(np.array(logits, np.float32))
         found = model.logits(encoded, f"golden example {index + 1}")
         largest = max(largest, float(np.abs(found - expected[-1]).max()))
+        run.append(encoded)
+        answers.append(found)
     if not expected:
         raise BadInput("every golden example is longer than the artefact takes", where="export.max_length")
     low, high = min(one.min() for one in expected), max(one.max() for one in expected)
-    return {"examples": len(expected), "max_abs_delta": largest, "logit_range": float(high - low)}
+    return {"examples": len(expected), "max_abs_delta": largest, "logit_range": float(high - low)}, run, answers
+
+
+def _invariance(
+    model: _Model,
+    golden_file: Mapping[str, Any],
+    golden: Facts,
+    export: Artifact,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[np.ndarray],
+) -> Facts:
+    """Golden examples again, padded and beside a neighbour."""
+    return invariance(
+        model.session,
+        golden_file["signature"]["inputs"],
+        rows,
+        answers,
+        reach=golden["logit_range"],
+        length=export.facts["max_length"],
+        fixed=export.facts["fixed_length"],
+        batched=export.facts["inputs"][0]["shape"][0] == "batch",
+    )
 
 
 def _encoded(

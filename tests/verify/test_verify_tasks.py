@@ -133,7 +133,7 @@ class World:
             "teach": self.teach(),
             "distill": self.sealed("distill", {"test_logits.safetensors": self.program}),
             "quantize": self.quantize(),
-            "export": self.seal("export", {"max_length": None if kind.model is viewer else MAX_LENGTH}),
+            "export": self.seal("export", self.exported()),
         }
         self.target = SimpleNamespace(
             slow=False, golden_bound=lambda scheme, reach: 0.01, open_session=lambda path: self
@@ -173,6 +173,11 @@ class World:
         artifact.write_json(part / cache.SAMPLES, {"identity": identity, "splits": {"test": ids}})
         return self.seal("teach")
 
+    def exported(self, max_length: int = MAX_LENGTH) -> artifact.Facts:
+        """Facts of a file that takes any batch, and any length up to the largest."""
+        facts = {"file": "model.stub", "inputs": [{"shape": ["batch"]}], "fixed_length": False}
+        return facts | {"max_length": None if self.kind.model is viewer else max_length}
+
     def quantize(self) -> artifact.Artifact:
         dtype, shape = (
             ("float32", ["batch", 3, 4, 4]) if self.kind.model is viewer else ("int64", ["batch", "sequence"])
@@ -186,7 +191,9 @@ class World:
             "inputs": {name: [np.asarray(one[name]).tolist() for one in self.encoded[:3]] for name in self.task.INPUTS},
             "outputs": {"logits": [raw.tolist() for raw in self.raw[:3]]},
         }
-        artifact.write_json(artifact.partial_of(self.root / "quantize") / "golden.json", golden)
+        part = artifact.partial_of(self.root / "quantize")
+        artifact.write_json(part / "golden.json", golden)
+        torch.export.save(torch.export.export(torch.nn.Identity(), (torch.ones(1),)), part / "program.pt2")
         return self.sealed("quantize", {"reference.safetensors": self.program})
 
     def run(self, inputs: Inputs) -> np.ndarray:
@@ -220,6 +227,10 @@ def test_a_faithful_artefact_of_every_kind(world: World) -> None:
         "passed": True,
     }
     assert facts["agreement"] == {"program": 1, "teacher": 1, "student": 1}  # twice the logits, the same answers
+    moved, masked = facts["faithful"]["invariance"], world.kind.model is not embedder  # it averages padding, too
+    assert moved["passed"] is masked and (moved["largest"] == 0) is masked and moved["neighbours"]["examples"] == 3
+    tokens = [len(one.get("input_ids", [0] * MAX_LENGTH)) for one in world.encoded[:3]]
+    assert (moved["padded"] or {"examples": 0})["examples"] == sum(count < MAX_LENGTH for count in tokens)
     assert facts["metrics"] == facts["program_metrics"] == facts["student_metrics"]
     assert facts["metrics"][world.task.HEADLINE] == pytest.approx(
         world.task.metrics(world.program, world.rows)[world.task.HEADLINE]
@@ -265,7 +276,7 @@ def test_a_teacher_of_another_width_is_left_out(tmp_path: Path, monkeypatch: pyt
 def test_golden_examples_beyond_a_shorter_artefact_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, KINDS["tagger"], monkeypatch)
     lengths = [len(one["input_ids"]) for one in world.encoded[:3]]
-    shorter = artifact.Artifact(**{**vars(world.parents["export"]), "facts": {"max_length": min(lengths)}})
+    shorter = artifact.Artifact(**{**vars(world.parents["export"]), "facts": world.exported(min(lengths))})
     world.parents["export"] = shorter
     assert world.verify()["golden"]["examples"] == lengths.count(min(lengths))
 
