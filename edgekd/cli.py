@@ -297,6 +297,32 @@ def tune(
     _print(f"best: {folder / 'tune' / 'best.yaml'} (trial #{document['best']}), plot: {folder / 'tune' / 'front.svg'}")
 
 
+@app.command(epilog="Example: edgekd explain runs/banking77 onnx-w8a8 --bisect")
+def explain(
+    recipe: RecipeArg,
+    names: Annotated[list[str] | None, typer.Argument(help="Artefacts, e.g. onnx-w8a8; default: all.")] = None,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Find the first layer that diverges (minutes).")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Why is it slow or wrong? Kernels, fallbacks, time per operator, and where an artefact leaves its Program."""
+    from edgekd import explain as explaining
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    tell = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
+    found = {
+        name: explaining.explain(loaded, folder, name, bisect=bisect, progress=tell)
+        for name in explaining.artefacts(loaded, folder, names or [])
+    }
+    if as_json:
+        rows = {name: [vars(finding) for finding in findings] for name, findings in found.items()}
+        return _json({"schema": "edgekd/explain/1", "run": str(folder), "artefacts": rows})
+    for name, findings in found.items():
+        _table(f"explain: {name}", ["what", "is", "what to do"], [[f.what, f.value, f.advice] for f in findings])
+
+
 @app.command(epilog="Example: edgekd doctor examples/banking77.yaml")
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe to check too: names, data, plan.")] = None,

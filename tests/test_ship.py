@@ -85,6 +85,20 @@ def test_a_second_ship_runs_nothing_again(shipped, tiny, edgekd) -> None:  # typ
     assert {step["status"] for step in plan["steps"]} == {"hit"}, "leaving the baseline out keeps the student"
 
 
+def test_every_artifact_can_be_explained(shipped, edgekd) -> None:  # type: ignore[no-untyped-def]
+    run, _ = shipped
+    found = edgekd("explain", run, "onnx-w8a8", "litert-w8a8", "--json", "--quiet")
+    assert found.code == 0, found.err
+    artefacts = found.json["artefacts"]
+    assert set(artefacts) == {"onnx-w8a8", "litert-w8a8"}
+    rows = {row["what"]: row for row in artefacts["onnx-w8a8"]}
+    assert rows["numbers of the Program in the file"]["value"] == "all"
+    assert "optimised graph" in rows["integer layers run in integers"]["value"]
+    assert any(what.startswith("time in ") and "ms" in row["value"] for what, row in rows.items())
+    wrong = edgekd("explain", run, "onnx-w9")
+    assert wrong.code == 2 and "no artefact 'onnx-w9'" in wrong.err and "litert-w8a8" in wrong.err
+
+
 def test_the_report_can_be_made_anew_and_is_one_file(shipped, edgekd) -> None:  # type: ignore[no-untyped-def]
     run, _ = shipped
     said = edgekd("report", run, "--json")
