@@ -19,7 +19,9 @@ MARKERS = "edgekd"  # domain of nodes that no runtime knows; none is left in a f
 CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
 SMALLEST_RANGE = 7.6e-37  # 255 divided by it is still a float32
 # Ops that treat every token alike, so that [batch, sequence, width] may be [tokens, width].
-TOKENWISE = frozenset("Add DequantizeLinear Gelu LayerNormalization MatMul Mul QuantizeLinear Relu Tanh ThroughTokens".split())
+TOKENWISE = frozenset(
+    "Add DequantizeLinear Gelu LayerNormalization MatMul Mul QuantizeLinear Relu Tanh ThroughTokens".split()
+)
 
 
 def shift_to_uint8(model: ir.Model) -> int:
@@ -177,12 +179,13 @@ def join_tokens(model: ir.Model) -> int:
 
     joined: dict[ir.Value, ir.Value] = {}
     for node in [node for node in model.graph if node.op_type == "DequantizeTokens"]:
-        quantize = node.inputs[0].producer()
-        choose = node.inputs[1].producer()
-        whole = quantize is not None and choose is not None and choose.op_type == "ChooseTokens"
-        if not whole or quantize.op_type != "QuantizeTokens" or [*quantize.inputs] != [choose.inputs[0], *choose.outputs]:
-            raise BadInput(f"'{node.outputs[0].name}' is not dequantized as it was quantized", where="onnx")
-        if [*node.inputs[1:]] != [*choose.outputs]:
+        quantize, choose = (value.producer() for value in node.inputs[:2])
+        kinds = [_made_by(value) for value in node.inputs[:2]]
+        if (
+            kinds != ["QuantizeTokens", "ChooseTokens"]
+            or [*quantize.inputs] != [*choose.inputs, *choose.outputs]
+            or [*node.inputs[1:]] != [*choose.outputs]
+        ):
             raise BadInput(f"'{node.outputs[0].name}' is not dequantized as it was quantized", where="onnx")
         x = choose.inputs[0]
         if x not in joined:
@@ -276,7 +279,7 @@ def _quantized_tokens(model: ir.Model, before: ir.Node) -> tuple[ir.Value, ir.Va
 
 
 def spell_groups(model: ir.Model) -> int:
-    """``MatMul(x, Transpose(DequantizeGroups(W, scales)))`` becomes ``MatMulNBits``: two int4 in a byte, file and memory.
+    """``MatMul(x, Transpose(DequantizeGroups(W, scales)))`` becomes ``MatMulNBits``: two int4 in a byte.
 
     Its accuracy level is 1, float32 sums: 0 leaves the choice to the runtime, 2 and 3 are halves, and 4 would quantize
     the activations too, which no scheme here says (on random numbers level 4 errs by 1e-2, level 1 by 1e-6).
@@ -320,7 +323,8 @@ def spell_weights(model: ir.Model) -> int:
         stored, scale = node.inputs[:2]
         if _array(stored) is None or _array(stored).dtype != np.int8 or _array(stored).ndim != 2:
             continue
-        if any(_made_by(user.inputs[0]) == "DequantizeLinear" or weight is not node for user, weight in _products(node)):
+        products = _products(node)
+        if any(weight is not node or _made_by(user.inputs[0]) == "DequantizeLinear" for user, weight in products):
             continue
         column = _constant(model, f"{scale.name}_column", _array(scale)[:, None])
         cast = _insert(model, node, "Cast", [stored], f"{stored.name}_cast", like=node.outputs[0], to=ir.DataType.FLOAT)
@@ -332,7 +336,7 @@ def spell_weights(model: ir.Model) -> int:
 
 
 def spell_halves(model: ir.Model) -> int:
-    """``Widen`` becomes ``Cast``: the marker only kept the exporter from storing floats. Returns the number of casts."""
+    """``Widen`` becomes ``Cast``: the marker only kept the exporter from storing floats. Returns how many."""
     import onnx_ir as ir
 
     markers = [node for node in model.graph if node.op_type == "Widen"]
