@@ -199,10 +199,13 @@ def join_tokens(model: ir.Model) -> int:
 def spell_tokens(model: ir.Model) -> int:
     """``MatMul(ThroughTokens(x), Transpose(DQ(W)))`` becomes a product of integers, uint8 [tokens, I] by int8 [I, O].
 
-    With u the token's integers from 0 to 255 and z its zero point from -128, the sum over (u - 128) w is the
-    kernel's own. Still to be taken off is z times the column sum of w, in float: then ``(sum - z c) * s_weight *
-    s_token``, with a rounding or two more than XNNPACK has, all of 6e-8. ``x`` is [tokens, I] by now (BadInput if
-    not, or if anything but a linear layer reads it). Returns the number of layers.
+    With u the token's integers from 0 to 255 and z its zero point from -128, the kernel's own sum is that of
+    (u - 128) w, an int32 given as float. Taken off it is z times the column sum of w: exact while sums stay below
+    2**24 (the bound is 255 sum |w|, which some 1,000 inputs of usual weights reach), else rounded once, as XNNPACK's
+    sum then is too. Then ``* s_token * s_weight + bias`` in the reference's order, with one rounding more than a fused
+    multiply-add has. (Scaling inside the kernel and correcting after it is 3 % faster, but on 300 texts left 33 % of
+    the answers of 6 layers identical to the Program's, this 47 %.) ``x`` is [tokens, I] by now (BadInput if not, or if
+    anything but a linear layer reads it). Returns the number of layers.
     """
     import numpy as np
 
@@ -217,16 +220,16 @@ def spell_tokens(model: ir.Model) -> int:
                 what = f"'{node.outputs[0].name}' is read by {user.op_type}, which is no int8 linear layer"
                 raise BadInput(f"{what}, and would run in float", where="onnx")
             stored, steps, weight_zero = weight.inputs
-            weight_OI, steps_O = _array(stored), _array(steps)
+            weight_OI = _array(stored)
             if weight_OI.dtype != np.int8 or _array(weight_zero).any():
                 raise BadInput(f"'{stored.name}' is not symmetric int8", where="onnx")
-            sums_O = (weight_OI.sum(1, dtype=np.int64) * steps_O.astype(np.float64)).astype(np.float32)
-            result = user.outputs[0]
+            result, one = user.outputs[0], _constant(model, "one", np.array(1, np.float32))
+            sums_O = weight_OI.sum(1, dtype=np.int64).astype(np.float32)
             inputs = [
                 integers,
                 _constant(model, f"{stored.name}_transposed", np.ascontiguousarray(weight_OI.T)),
-                _constant(model, "one", np.array(1, np.float32)),
-                steps,
+                one,
+                one,
                 _constant(model, "zero_point_128", np.array(128, np.uint8)),
             ]
             name = f"{result.name}_sum"
@@ -234,7 +237,8 @@ def spell_tokens(model: ir.Model) -> int:
             row = _constant(model, f"{stored.name}_sums", sums_O[None])
             taken = _insert(model, user, "Mul", [zero, row], f"{result.name}_zero", like=result)
             left = _insert(model, user, "Sub", [total, taken], f"{result.name}_centred", like=result)
-            made = _insert(model, user, "Mul", [left, scale], f"{result.name}_product", like=result)
+            scaled = _insert(model, user, "Mul", [left, scale], f"{result.name}_scaled", like=result)
+            made = _insert(model, user, "Mul", [scaled, steps], f"{result.name}_product", like=result)
             _replace_product(model, user, made)
             changed += 1
     _drop_unused(model)

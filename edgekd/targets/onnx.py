@@ -71,8 +71,8 @@ def golden_bound(scheme: str, logit_range: float) -> float:
 
     ``w8a8-dynamic``: tokens are quantized with the Program's bits where the input has the Program's bits, but no
     output is rounded to a grid, so float noise is never taken back and a tie falls the other way in most texts. Each
-    moves one activation by one step of its token, which is finer than a tensor's (300 texts, 6 layers: 33 % identical,
-    half of the others within 0.2 %, the largest 0.6 % of the range).
+    moves one activation by one step of its token, which is finer than a tensor's (300 texts, 6 layers: 47 % identical,
+    the median 0.07 %, the largest 0.6 % of the range; quantizing per tensor instead would be 2 % and 9 %).
     """
     if scheme == "w8a8-dynamic":
         return 0.05 * logit_range

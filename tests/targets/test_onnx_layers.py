@@ -140,9 +140,12 @@ def test_a_token_layer_gives_the_reference_numbers_whatever_its_neighbours() -> 
     found = run(model, x)
     tensors = [torch.from_numpy(numbers[name]) for name in ("weight_q", "scale", "bias")]
     expected = integer.int8_linear_tokens(torch.from_numpy(x), *tensors).numpy()
-    steps, _ = reference.token_numbers(torch.from_numpy(x))
-    largest = (255 / steps).numpy() * np.abs(numbers["weight_q"]).sum(1) * numbers["scale"] + np.abs(numbers["bias"])
-    assert (np.abs(found - expected) <= 3e-7 * largest).all()  # an error of one in an integer sum is 1e-4 of it
+    steps, zero = reference.token_numbers(torch.from_numpy(x))
+    centred = (reference.quantize_tokens(torch.from_numpy(x), steps, zero) - zero).numpy().astype(np.int64)
+    sums = (centred @ numbers["weight_q"].T.astype(np.int64)).astype(np.float32)
+    product = sums * (1 / steps).numpy() * numbers["scale"]
+    np.testing.assert_array_equal(found, product + numbers["bias"])  # the reference, but for its fused multiply-add
+    assert (np.abs(found - expected) <= np.spacing(np.abs(product) + np.abs(numbers["bias"]))).all()
     for rows in (slice(0, 1), slice(50, 57), slice(150, 151), slice(250, 300)):
         np.testing.assert_array_equal(run(model, x[rows]), found[rows])
 
