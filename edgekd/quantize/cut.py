@@ -58,9 +58,18 @@ def _end(linear: Node) -> Node:
 
 
 def _end_with(module: GraphModule, node: Node) -> None:
+    """Keep what ``node`` is computed from alone (dead-code elimination would keep dropout, off as it is)."""
     output = next(iter(reversed(module.graph.nodes)))
     output.args = ((node,),)
-    module.graph.eliminate_dead_code()
+    needed, todo = {output}, [output]
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in needed:
+                needed.add(source)
+                todo.append(source)
+    for other in reversed(module.graph.nodes):
+        if other not in needed and other.op != "placeholder":
+            module.graph.erase_node(other)
     module.recompile()
 
 

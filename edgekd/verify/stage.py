@@ -60,7 +60,8 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         session.close()
     save_outputs(out / OUTPUTS, outputs, rows=rows)
 
-    golden["bound"] = target.golden_bound(inputs.variant["scheme"], golden["logit_range"])
+    kinds = {inputs.variant["scheme"], *(layer["kind"] for layer in inputs["quantize"].facts.get("layers", []))}
+    golden["bound"] = max(target.golden_bound(kind, golden["logit_range"]) for kind in kinds)
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
     program, export = load_program(inputs["quantize"].path), inputs["export"]
     file = export.path / export.facts["file"]
