@@ -231,21 +231,24 @@ def test_size_is_what_the_bits_promise(made: Any, mixed: Any, which: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["roberta", "distilbert"])
-def test_other_encoders(make_program: Any, tmp_path: Path, family: str) -> None:
-    program = make_program("w8a8", family)
-    coreml.export(program.path, tmp_path, max_length=int(program.facts["max_length"]))
-    inputs, expected = _programs.golden_of(program)
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic", "w8", "w4", "fp16"])
+def test_other_encoders(make_program: Any, tmp_path: Path, family: str, scheme: str) -> None:
+    made = make_program(scheme, family)
+    coreml.export(made.path, tmp_path, max_length=int(made.facts["max_length"]))
+    inputs, expected = _programs.golden_of(made)
     session = coreml.open_session(tmp_path)
     found = np.concatenate([session.run(one) for one in inputs])
-    assert np.abs(found - expected).max() <= coreml.golden_bound("w8a8", float(np.ptp(expected)))
-    assert ((found == expected).all(-1)).mean() >= 0.75
+    spread = float(np.ptp(expected))
+    assert np.abs(found - expected).max() <= coreml.golden_bound(scheme, spread)
+    assert (np.abs(found - expected).max(-1) < 1e-5 * spread).mean() >= (0.75 if "a8" in scheme else 1.0)
 
 
 @reference_only
 def test_observed_says_what_it_is(made: Any) -> None:
     observed = coreml.open_session(made["w8a8"][1]).observed
     assert observed["runtime"] == "MIL reference evaluation (not Apple's runtime)"
-    assert observed["threads"] is None and observed["caveats"]
+    assert observed["threads"] is None and observed["caveats"] == [coreml.REFERENCE, coreml.INTEGERS]
+    assert observed["integer_layers"] == 8 and coreml.open_session(made["fp32"][1]).observed["integer_layers"] == 0
     assert coreml.slow is True and coreml.benchable is False
 
 
