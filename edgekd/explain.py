@@ -182,15 +182,19 @@ def _diverging(module: Any, program: Artifact, max_length: int | None, progress:
             finally:
                 session.close()
 
-    low, high = -1, len(names) - 1
-    whole = distance(high)
+    worst, sources = len(names) - 1, cut.sources(program.path)
+    whole = distance(worst)
     if whole <= DIVERGES:
         return Finding("first diverging layer", f"none: the last one is {100 * whole:.3f} % of its range apart")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if distance(middle) > DIVERGES else (middle, high)
+    open_ = sorted(sources[worst])  # layers before it that may diverge too; a sound one clears all that it is made from
+    while open_:
+        middle = open_[len(open_) // 2]
+        if distance(middle) > DIVERGES:
+            worst, open_ = middle, [index for index in open_ if index in sources[middle]]
+        else:
+            open_ = [index for index in open_ if index != middle and index not in sources[middle]]
     advice = "Compare this layer in the file with the Program; meanwhile keep it float (quantize.keep_float)."
-    return Finding("first diverging layer", f"{names[high]} ({high + 1} of {len(names)})", advice)
+    return Finding("first diverging layer", f"{names[worst]} ({worst + 1} of {len(names)})", advice)
 
 
 def _apart(found: Any, expected: Any) -> float:

@@ -87,7 +87,7 @@ def test_bisection_names_the_first_layer_that_diverges(program: Any, at: int | N
     name = None if at is None else names[at]
     said: list[str] = []
     found = explain._diverging(broken(name, names), program, 24, said.append)
-    assert found.what == "first diverging layer" and len(said) <= 6
+    assert found.what == "first diverging layer" and len(said) <= 8
     if name is None:
         assert found.value.startswith("none") and not found.advice
     else:

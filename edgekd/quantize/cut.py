@@ -21,6 +21,18 @@ def layers(folder: Path) -> list[str]:
     return [_name(node) for node in _linears(_read(folder).module().graph)]
 
 
+def sources(folder: Path) -> list[set[int]]:
+    """For every layer, the layers that its input is computed from, by number."""
+    found: dict[Node, set[int]] = {}
+    order: list[set[int]] = []
+    for node in _read(folder).module().graph.nodes:
+        found[node] = set().union(*(found[source] for source in node.all_input_nodes))
+        if node.target is LINEAR:
+            order.append(set(found[node]))
+            found[node].add(len(order) - 1)
+    return order
+
+
 def save(folder: Path, index: int, rows: Sequence[dict[str, np.ndarray]], out: Path) -> tuple[list[np.ndarray], Facts]:
     """Write ``out/program.pt2``, which ends with layer ``index``; its outputs in integers, and their description.
 

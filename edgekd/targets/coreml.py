@@ -1,12 +1,15 @@
-"""Core ML ``.mlpackage`` (ML Program, iOS 17 / macOS 14 and later), and its session.
+"""Core ML ``.mlpackage`` (ML Program, iOS 17 / macOS 14 and later; iOS 18 with int4 weights), and its session.
 
 On a Mac the session is Apple's own runtime. Elsewhere Apple ships none, so the *saved file* is read back and
-evaluated by coremltools' own value inference, which is the definition of each MIL operator in numpy: it proves
-what the file says, not what Apple's kernels make of it, and ``observed`` says so.
+evaluated in numpy (``_mil.py``): it proves what the file says, not what Apple's kernels make of it, and ``observed``
+says so.
 
-The package has one fixed length, int32 ids and masks (float32 pixels), int8 weights (also of the embedding) and
-float32 arithmetic: with float16 the steps before an activation quantizer fall on other int8 values and the logits
-of a ``w8a8`` model move visibly. Refuses whatever coremltools has no conversion for.
+The package has one fixed length, int32 ids and masks (float32 pixels), and every weight in the bits that the Program
+stores (also of the word table). Static int8 layers are spelled ``dequantize, linear, quantize``, the pattern by which
+Core ML's compiler knows them. A dynamic layer is written out in plain operators (``linear_of_tokens``), because MIL
+quantizes activations by constants only. Arithmetic is float32 in every scheme, ``fp16`` included: halves are what it
+stores. Arithmetic in halves would move logits by 2.4e-4 of their range (6 layers, 60 texts), a thousand times as far,
+and the steps before an activation quantizer to other int8 values. Refuses whatever coremltools has no conversion for.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,7 @@ from edgekd.artifact import Facts, read_json, write_atomic, write_json
 from edgekd.errors import StepFailed
 from edgekd.targets._contract import (
     Session,
+    example,
     float_bound,
     has_sequence,
     load_program,
@@ -29,18 +34,19 @@ from edgekd.targets._contract import (
     read_signature,
     require,
     sizes,
-    specialise,
     unpadded,
 )
+from edgekd.targets._mil import SPECIFICATION, Evaluation, load_specification
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch.fx import GraphModule
 
 suffix = ".mlpackage"
 extra = "coreml"
 distributions = ("coremltools", "torch")
-accepts = frozenset({"fp32", "w8a8"})
+accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-float-output", "w8a8-dynamic"})
 refuses: dict[str, str] = {}
 slow = sys.platform != "darwin"
 benchable = sys.platform == "darwin"
@@ -48,37 +54,56 @@ benchable = sys.platform == "darwin"
 PASSES = [
     "boolean bitwise-and as logical-and",
     "new_ones as a constant",
+    "reciprocal as a division",
     "coremltools default pipeline in float32",
 ]
-WEIGHTS = "Data/com.apple.CoreML/weights"
-SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
-CAVEATS = [
-    "MIL reference evaluation (not Apple's runtime): coremltools' numpy definition of the operators, on the saved file",
-    "quantized layers are evaluated as dequantize, float32 linear, quantize, which is what the file says; kernels "
-    "that multiply integers round some ties the other way",
-]
+INT4 = "int4 weights as constexpr_blockwise_shift_scale"
+HALVES = "half weights as constexpr_cast"
+DYNAMIC = "dynamic layers as plain operators on integers in float32"
+REFERENCE = (
+    "MIL reference evaluation (not Apple's runtime): coremltools' numpy definition of the operators, on the saved file"
+)
+INTEGERS = (
+    "static int8 layers (dequantize, linear, quantize) are evaluated in integers, as int8 kernels execute that "
+    "pattern; a runtime that executes it in float32 rounds some ties the other way"
+)
 
 
 def golden_bound(scheme: str, logit_range: float) -> float:
     """Largest accepted |logit - golden logit| on a golden example.
 
-    ``fp32``: the same float graph; sums run in another order, which costs a few 1e-6 of the logits' range.
-    ``w8a8``: an ML Program spells a quantized layer as dequantize, float32 linear, quantize, where the golden
-    logits are computed in integers. Of the half million values that a short text rounds, a handful lie so near
-    a tie that the float sum falls on the other side; each such int8 step is amplified by the layers after it.
-    Measured on 6 layers: 4 texts in 10 move, by up to 0.05 of the logits' range (100 texts); the Program's own float
-    run moves by up to 0.075 (300 texts). The bound is three times that; a wrong scale or a lost layer moves logits
-    by the range itself.
+    ``fp32``, ``fp16``, ``w8``, ``w4``: the same float graph on the same weights; sums run in another order, which costs
+    a few 1e-7 of the logits' range (3.1e-7 at most on 6 layers, 60 texts).
+
+    ``w8a8``: an ML Program spells a quantized layer as dequantize, linear, quantize, where the golden logits are
+    computed in integers. Evaluated in integers too, only what is float in both (layer norm, attention) differs; run
+    in float32, the sums of the layers do as well. Of the half million values that a short text rounds, a handful lie
+    so near a tie that they fall on the other side, and each such int8 step is amplified by the layers after it.
+    Measured on 6 layers, 300 texts: in integers 9 texts in 100 move, by up to 0.028 of the logits' range; in float32
+    37, by up to 0.051; the Program's own float run moves by up to 0.075. The bound is three times that, and serves
+    Apple's kernels whichever way they compute; a wrong scale or a lost layer moves logits by the range itself.
+    With dynamic contracting layers: 10 texts in 100, by up to 0.016; ``w8a8-float-output``: 22, by up to 0.014 (60).
+
+    ``w8a8-dynamic``: the sums are exact, but every layer rounds its result once more than the Program, so that
+    every second text has a value that falls on the other side of a tie; a token's step is small, and the largest
+    movement was 0.0043 of the range (6 layers, 60 texts). The bound leaves room for deeper models.
     """
-    return float_bound(logit_range) if scheme == "fp32" else 0.25 * logit_range
+    if "a8" not in scheme:
+        return float_bound(logit_range)
+    return (0.1 if scheme == "w8a8-dynamic" else 0.25) * logit_range
 
 
 def export(program: Path, out: Path, *, max_length: int) -> Facts:
     """Write ``out/model.mlpackage`` for batch 1 and exactly ``max_length`` tokens; same Program, same bytes."""
     ct = require("coremltools", extra)
     import numpy as np
+    import torch
 
+    _register()
     inputs, _ = read_signature(program)
+    module = load_program(program).module()
+    passes = respell(module)
+    groups = INT4 in passes  # need the operators of iOS 18
     described = [
         {"name": one["name"], "dtype": one["dtype"].replace("int64", "int32"), "shape": sizes(one, max_length)}
         for one in inputs
@@ -88,11 +113,11 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     shutil.rmtree(package, ignore_errors=True)
     try:
         model = ct.convert(
-            legalise(specialise(load_program(program), inputs, max_length)),
+            legalise(torch.export.export(module, example(inputs, max_length))),
             inputs=[ct.TensorType(one["name"], one["shape"], dtype=np.dtype(one["dtype"]).type) for one in described],
             outputs=[ct.TensorType("logits", dtype=np.float32)],
             convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS17,
+            minimum_deployment_target=ct.target.iOS18 if groups else ct.target.iOS17,
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
         )
@@ -113,17 +138,146 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         ],
         "max_length": max_length if sequence else None,
         "fixed_length": sequence,
-        "passes": PASSES,
+        "passes": [*passes, *PASSES],
         "compute_precision": "float32",
-        "minimum_deployment": "iOS 17, macOS 14",
+        "minimum_deployment": "iOS 18, macOS 15" if groups else "iOS 17, macOS 14",
     }
 
 
-def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Spell the two operators that coremltools 9.0 does not know by their equals.
+def respell(module: GraphModule) -> list[str]:
+    """Spell the layers that coremltools cannot convert, in a Program's graph and in place; says what it did.
 
-    ``__and__`` of boolean masks is ``logical_and``; ``new_ones`` of a fixed shape is ``ones``. Done on the graph
-    because registering conversions in coremltools would change it for everybody in the process.
+    A weight keeps the bits that it has in the Program: groups of int4 and halves become the constant expressions of
+    MIL that unpack them (``_register``), and only the arithmetic of a dynamic layer is written out.
+    """
+    import torch
+    import torch.fx
+
+    qd, aten = torch.ops.quantized_decomposed, torch.ops.aten
+    done = []
+    for node in list(module.graph.nodes):
+        if node.target is qd.dequantize_per_channel_group.default:
+            weight_q, w_scale, *_ = node.args
+            _replace(module, node, torch.ops.edgekd_coreml.int4_groups, (weight_q, w_scale))
+            done.append(INT4)
+        elif node.target is aten.linear.default:
+            weight = node.args[1]
+            if weight.target is aten.to.dtype and _held(module, weight.args[0]).dtype is torch.float16:
+                _replace(module, weight, torch.ops.edgekd_coreml.halves, (weight.args[0],))
+                done.append(HALVES)
+            if node.args[0].target is qd.dequantize_per_token.default:
+                _dynamic(module, node)
+                done.append(DYNAMIC)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return sorted(set(done))
+
+
+def _dynamic(module: GraphModule, node: torch.fx.Node) -> None:
+    """Replace a dynamic layer by ``linear_of_tokens``; its weight becomes the stored integers at scale 1."""
+    import torch
+
+    integers, *_ = node.args[0].args
+    x = integers.args[0]
+    weight_q, w_scale, w_zero, *rest = node.args[1].args
+    ones = f"ones_{len(_held(module, w_scale))}"
+    if not hasattr(module, ones):
+        module.register_buffer(ones, torch.ones_like(_held(module, w_scale)))
+    with module.graph.inserting_before(node):
+        one = module.graph.get_attr(ones)
+        weight = module.graph.call_function(node.args[1].target, (weight_q, one, w_zero, *rest))
+    bias = node.args[2] if len(node.args) > 2 else None
+    _replace(module, node, linear_of_tokens, (x, weight, w_scale, bias))
+
+
+def linear_of_tokens(
+    x: torch.Tensor, weight: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """A dynamic layer in operators that MIL has: x [..., I], integers [O, I] as floats, [O], [O] -> [..., O], float32.
+
+    The arithmetic of ``integer.int8_linear_tokens``, step by step, with the integers in float32. A sum of products of
+    integers is exact, in any order, while it stays below 2**24: up to 518 inputs whatever they are, and in practice
+    far beyond (1536 inputs, 6 layers, 30 texts: the sums of magnitudes reach 0.1 * 2**24). A larger sum is rounded to
+    24 bits on the way, relatively 6e-8 each time; the Program rounds it once, at its end. The last product and sum are
+    rounded each, where the Program rounds them as one: 6e-8 of the larger.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    low, high = x.amin(-1, keepdim=True).clamp_max(0.0), x.amax(-1, keepdim=True).clamp_min(0.0)
+    full = torch.full_like(low, 255.0)
+    steps = full / torch.where(low == high, full, high - low)
+    at_low, at_high = low * steps, high * steps
+    zero = torch.where((at_low - 128.0) + (at_high + 127.0) > 0, -128.0 - at_low, 127.0 - at_high)
+    zero = zero.clamp(-128.0, 127.0).round()
+    integers = ((x * steps).round() + zero).clamp(-128.0, 127.0) - zero
+    product = F.linear(integers, weight) * (torch.full_like(steps, 1.0) / steps) * w_scale
+    return product if bias is None else product + bias
+
+
+def _replace(module: GraphModule, node: torch.fx.Node, function: Any, arguments: tuple[Any, ...]) -> None:
+    with module.graph.inserting_before(node):
+        made = module.graph.call_function(function, arguments)
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
+
+
+def _held(module: GraphModule, node: torch.fx.Node) -> torch.Tensor:
+    """The parameter or buffer that a node stands for."""
+    from operator import attrgetter
+
+    tensor: torch.Tensor = attrgetter(node.target)(module)
+    return tensor
+
+
+@cache
+def _register() -> None:
+    """Two operators of our own, and how coremltools writes them: constants that MIL unpacks.
+
+    Their names are nobody else's, so no conversion of coremltools changes for others in the process.
+    """
+    import torch
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+    from coremltools.converters.mil.mil import types
+
+    @torch.library.custom_op(
+        "edgekd_coreml::int4_groups", mutates_args=(), schema="(Tensor weight_q, Tensor w_scale) -> Tensor"
+    )
+    def int4_groups(weight_q: torch.Tensor, w_scale: torch.Tensor) -> torch.Tensor:
+        groups = w_scale.shape[1]
+        return (weight_q.float().unflatten(1, (groups, -1)) * w_scale[:, :, None]).flatten(1)
+
+    @torch.library.custom_op("edgekd_coreml::halves", mutates_args=(), schema="(Tensor weight_q) -> Tensor")
+    def halves(weight_q: torch.Tensor) -> torch.Tensor:
+        return weight_q.float()
+
+    @int4_groups.register_fake
+    def _(weight_q: torch.Tensor, w_scale: torch.Tensor) -> torch.Tensor:
+        return torch.empty(weight_q.shape, dtype=torch.float32)
+
+    @halves.register_fake
+    def _(weight_q: torch.Tensor) -> torch.Tensor:
+        return torch.empty(weight_q.shape, dtype=torch.float32)
+
+    @register_torch_op(torch_alias=["edgekd_coreml::int4_groups"])
+    def edgekd_coreml_int4_groups(context: Any, node: Any) -> None:
+        weight_q, w_scale = (context[name].val for name in node.inputs)
+        data = weight_q.astype(types.nptype_from_builtin(types.int4))
+        context.add(Builder.constexpr_blockwise_shift_scale(data=data, scale=w_scale, name=node.name))
+
+    @register_torch_op(torch_alias=["edgekd_coreml::halves"])
+    def edgekd_coreml_halves(context: Any, node: Any) -> None:
+        weight_q = context[node.inputs[0]].val
+        context.add(Builder.constexpr_cast(source_val=weight_q, output_dtype="fp32", name=node.name))
+
+
+def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Spell the operators that coremltools 9.0 does not know, or not rightly, by their equals.
+
+    ``__and__`` of boolean masks is ``logical_and``; ``new_ones`` of a fixed shape is ``ones``; a reciprocal is a
+    division, because coremltools would add 1e-4 to the divisor. Done on the graph because registering conversions in
+    coremltools would change it for everybody in the process.
     """
     import torch
 
@@ -135,9 +289,17 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             raise StepFailed("bitwise-and of integers has no Core ML operator", where="coreml export")
         return torch.logical_and(left, right)
 
+    def reciprocal(x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, 1.0) / x
+
     aten = torch.ops.aten
     return program.run_decompositions(
-        {aten.__and__.Tensor: both, aten.bitwise_and.Tensor: both, aten.new_ones.default: ones}
+        {
+            aten.__and__.Tensor: both,
+            aten.bitwise_and.Tensor: both,
+            aten.new_ones.default: ones,
+            aten.reciprocal.default: reciprocal,
+        }
     )
 
 
@@ -174,25 +336,6 @@ def open_session(artifact: Path, *, threads: int = 1) -> Session:
         return _AppleSession(package) if sys.platform == "darwin" else _ReferenceSession(package)
     except Exception as error:  # coremltools, protobuf and Apple's runtime raise anything for a broken package
         raise StepFailed(f"Core ML package cannot be opened ({error})", where=str(package)) from None
-
-
-def load_mil(package: Path) -> Any:
-    """The saved package as a ``coremltools`` MIL program, weights included."""
-    from coremltools.converters.mil.frontend.milproto.load import load
-
-    specification = load_specification(package)
-    return load(
-        specification,
-        specification_version=specification.specificationVersion,
-        file_weights_dir=str(package / WEIGHTS),
-    )
-
-
-def load_specification(package: Path) -> Any:
-    """The package's ``Model`` protobuf, read from its file: opening the *package* would write to its manifest."""
-    import coremltools as ct
-
-    return ct.utils.load_spec(str(package / SPECIFICATION))
 
 
 class _Fixed:
@@ -243,134 +386,28 @@ class _AppleSession(_Fixed):
 
 
 class _ReferenceSession(_Fixed):
-    """Value inference of the saved MIL program, operator by operator; constants are unfolded once, here."""
+    """The MIL reference evaluation of the saved file."""
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, integers: bool = True) -> None:
         from importlib.metadata import version
 
         super().__init__(load_specification(package))
-        self._function: Any = load_mil(package).functions["main"]
-        self._operations = []
-        for operation in self._function.operations:
-            if operation.op_type.startswith("constexpr_"):
-                _store(operation, operation.materialized_val_inference())
-            elif operation.op_type != "const":
-                self._operations.append((operation, _KERNELS.get(operation.op_type)))
+        self._evaluate: Any = Evaluation(package, integers)
         self.observed = {
             "runtime": "MIL reference evaluation (not Apple's runtime)",
             "version": f"coremltools {version('coremltools')}",
             "provider": "numpy",
             "threads": None,
+            "integer_layers": self._evaluate.integer_layers,
             **self.facts,
-            "caveats": CAVEATS,
+            "caveats": [REFERENCE, INTEGERS] if self._evaluate.integer_layers else [REFERENCE],
         }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        import numpy as np
-
-        for name, value in self.padded(inputs).items():
-            _set(self._function.inputs[name], value)
-        with self._function:  # inference of some operators asks for the block that they stand in
-            for operation, kernel in self._operations:
-                if kernel is not None:
-                    _store(operation, kernel(operation))
-                    continue
-                operation.type_value_inference(overwrite_output=True)
-                if any(output.val is None for output in operation.outputs):
-                    raise StepFailed(f"coremltools cannot evaluate '{operation.op_type}' outside macOS", where="coreml")
-        return unpadded(np.array(self._function.outputs[0].val, np.float32), inputs)
+        return unpadded(self._evaluate(self.padded(inputs)), inputs)
 
     def close(self) -> None:
-        self._function, self._operations = None, []
-
-
-def _gelu(operation: Any) -> Any:
-    """Exact GELU. The library's own calls ``math.erf`` once per element, which takes half of the time of a text."""
-    import numpy as np
-    from scipy.special import erf
-
-    if operation.mode.val != "EXACT":
-        return operation.value_inference()
-    x = operation.x.val.astype(np.float64)
-    return (0.5 * x * (1 + erf(x / np.sqrt(2)))).astype(operation.x.val.dtype)
-
-
-def _layer_norm(operation: Any) -> Any:
-    """The library computes in float64 and then logs a warning for every result it stores in float32."""
-    return operation.value_inference().astype(operation.x.val.dtype)
-
-
-def _gather_nd(operation: Any) -> Any:
-    """The last axis of the indices runs over the leading axes of x; the library only infers its shape."""
-    import numpy as np
-
-    if operation.batch_dims.val != 0:
-        raise StepFailed("coremltools cannot evaluate 'gather_nd' with batch axes outside macOS", where="coreml")
-    return operation.x.val[tuple(np.moveaxis(operation.indices.val, -1, 0))]
-
-
-def _reduce(operation: Any) -> Any:
-    """The library hands numpy a flag that numpy 2 does not take for one."""
-    axes = None if operation.axes is None else tuple(operation.axes.val)
-    found = operation.get_operator()(operation.x.val, axis=axes, keepdims=bool(operation.keep_dims.val))
-    return found.astype(operation.x.val.dtype)
-
-
-def _conv(operation: Any) -> Any:
-    """Two-dimensional convolution; the library only infers its shape."""
-    import numpy as np
-
-    groups, weight = int(operation.groups.val), operation.weight.val
-    windows = _windows(operation, weight.shape[2:], operation.dilations.val, 0.0)
-    grouped = windows.reshape(len(windows), groups, -1, *windows.shape[2:])
-    kernels = weight.reshape(groups, -1, *weight.shape[1:])
-    sums = np.einsum("ngchwij,gocij->ngohw", grouped, kernels, optimize=True)
-    sums = sums.reshape(len(windows), -1, *windows.shape[2:4])
-    return sums if operation.bias is None else sums + operation.bias.val[:, None, None]
-
-
-def _max_pool(operation: Any) -> Any:
-    """Two-dimensional; the library only infers its shape."""
-    import numpy as np
-
-    if operation.ceil_mode.val:
-        raise StepFailed("coremltools cannot evaluate 'max_pool' with ceil_mode outside macOS", where="coreml")
-    return _windows(operation, operation.kernel_sizes.val, (1, 1), -np.inf).max((-2, -1))
-
-
-def _windows(operation: Any, kernel: Any, dilations: Any, fill: float) -> Any:
-    """What a kernel of this size sees at each place: [N, C, H, W, kernel height, kernel width]."""
-    import numpy as np
-
-    if operation.x.rank != 4 or operation.pad_type.val not in ("valid", "custom"):
-        what = f"'{operation.op_type}' with {operation.pad_type.val} padding of {operation.x.rank} axes"
-        raise StepFailed(f"coremltools cannot evaluate {what} outside macOS", where="coreml")
-    top, bottom, left, right = (int(n) if operation.pad_type.val == "custom" else 0 for n in operation.pad.val)
-    x = np.pad(operation.x.val, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
-    reach = [(size - 1) * gap + 1 for size, gap in zip(kernel, dilations, strict=True)]
-    (down, across), (tall, wide) = operation.strides.val, dilations
-    return np.lib.stride_tricks.sliding_window_view(x, reach, (2, 3))[:, :, ::down, ::across, ::tall, ::wide]
-
-
-_KERNELS: dict[str, Callable[[Any], Any]] = {
-    "gelu": _gelu,
-    "layer_norm": _layer_norm,
-    "gather_nd": _gather_nd,
-    "conv": _conv,
-    "max_pool": _max_pool,
-    **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_l2_norm"), _reduce),
-    "dequantize": lambda operation: operation.materialized_val_inference(),  # the library infers it on request only
-}
-
-
-def _store(operation: Any, value: Any) -> None:
-    _set(operation.outputs[0], value)
-
-
-def _set(variable: Any, value: Any) -> None:
-    from coremltools.converters.mil.mil.types.type_mapping import numpy_val_to_builtin_val
-
-    variable._sym_val = numpy_val_to_builtin_val(value)[0]
+        self._evaluate = None
 
 
 def kernels(artifact: Path) -> Facts:

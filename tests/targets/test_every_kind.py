@@ -17,7 +17,7 @@ import torch
 
 from edgekd import registry
 from edgekd.errors import BadInput
-from edgekd.targets import _contract, coreml, litert
+from edgekd.targets import _contract, _mil, litert
 
 TARGETS = {"onnx": "onnxruntime", "litert": "litert_torch", "coreml": "coremltools", "executorch": "executorch"}
 QUICK = {("image", "w8a8"), ("question", "w8a8")}  # pixels; three inputs and an output per token
@@ -116,7 +116,7 @@ def test_coreml_convolutions_are_evaluated_as_torch_does(how: dict[str, Any]) ->
     top, left = layer.padding
     numbers = {"pad": (top, top, left, left), "strides": layer.stride, "dilations": layer.dilation}
     numbers |= {"groups": layer.groups, "weight": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()}
-    found = coreml._conv(operation(x, pad_type="custom", **numbers))
+    found = _mil._conv(operation(x, pad_type="custom", **numbers))
     np.testing.assert_allclose(found, layer(x).detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_coreml_pooling_is_evaluated_as_torch_does() -> None:
     x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0)) - 5  # below zero: padding must not win
     numbers = {"kernel_sizes": (3, 2), "strides": (2, 1), "pad": (1, 1, 1, 1), "pad_type": "custom", "ceil_mode": False}
     expected = torch.nn.functional.max_pool2d(x, (3, 2), (2, 1), (1, 1))
-    np.testing.assert_array_equal(coreml._max_pool(operation(x, **numbers)), expected.numpy())
+    np.testing.assert_array_equal(_mil._max_pool(operation(x, **numbers)), expected.numpy())
 
 
 def operation(x: torch.Tensor, **constants: Any) -> Any:

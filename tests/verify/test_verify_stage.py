@@ -18,7 +18,7 @@ from targets import _tiny
 
 from edgekd import artifact, errors, pipeline, registry
 from edgekd.recipe import Recipe, View
-from edgekd.targets import coreml
+from edgekd.targets import _mil, coreml
 from edgekd.targets._contract import load_program
 from edgekd.teach import cache
 from edgekd.verify import stage
@@ -26,7 +26,7 @@ from edgekd.verify import stage
 pytest.importorskip("coremltools")
 
 ROWS = 40
-WEIGHTS = f"model.mlpackage/{coreml.WEIGHTS}/weight.bin"
+WEIGHTS = f"model.mlpackage/{_mil.WEIGHTS}/weight.bin"
 
 
 @pytest.fixture(scope="module")
