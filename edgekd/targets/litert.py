@@ -31,6 +31,8 @@ from edgekd.targets._contract import (
     unpadded,
 )
 
+from edgekd.targets._litert_passes import Stored, constant, lift_weights, store_weights
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 suffix = ".tflite"
 extra = "litert"
 distributions = ("ai-edge-litert", "litert-converter", "litert-torch", "torch")
-accepts = frozenset({"fp32", "w8a8"})
-refuses: dict[str, str] = {}
+accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-dynamic"})
+refuses = {
+    "w8a8-float-output": "XNNPACK has no kernel from static int8 inputs to float outputs; w8a8-dynamic gives floats",
+}
 slow = False
 benchable = True
 
@@ -74,14 +78,16 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     if size_bytes > SIZE_LIMIT_BYTES:
         raise BadInput(f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert")
     module = specialise(exported, inputs, max_length).module()
-    passes = legalise(module)
+    passes, lifted = legalise(module)
+    buffers = dict(module.named_buffers())
     model = litert_torch.convert(
-        _named(module, names),
-        sample_kwargs=dict(zip(names, example(inputs, max_length), strict=True)),
-        quant_config=_static_quantization() if passes else None,
+        _named(module, names, [weight.name for weight in lifted]),
+        sample_kwargs=dict(zip(names, example(inputs, max_length), strict=True))
+        | {weight.name: buffers[weight.name] for weight in lifted},
+        quant_config=_static_quantization() if unfold_weights.__name__ in passes else None,
     )
     path = out / f"model{suffix}"
-    path.write_bytes(model.model_content())
+    path.write_bytes(store_weights(model.model_content(), lifted))
     signature = _interpreter(path).get_signature_runner()
     details, sequence = signature.get_input_details(), any(map(has_sequence, inputs))
     return {
@@ -95,8 +101,11 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     }
 
 
-def _named(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
-    """The module with named inputs and output: those become the names in the file's signature."""
+def _named(module: torch.nn.Module, names: Sequence[str], lifted: Sequence[str]) -> torch.nn.Module:
+    """The module with named inputs and output: those become the names in the file's signature.
+
+    The buffers named in ``lifted`` are inputs too.
+    """
     import torch
 
     class Named(torch.nn.Module):
@@ -106,7 +115,9 @@ def _named(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
             self.training = False  # the exported graph is in evaluation mode and refuses .eval()
 
         def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {OUTPUT: self.program(*(inputs[name] for name in names))}
+            buffers = {name: inputs[name] for name in lifted}
+            arguments = tuple(inputs[name] for name in names)
+            return {OUTPUT: torch.func.functional_call(self.program, buffers, arguments)}
 
     return Named()
 
@@ -119,14 +130,17 @@ def _static_quantization() -> Any:
     return QuantConfig(PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
 
 
-def legalise(module: torch.fx.GraphModule) -> list[str]:
-    """Respell ``module`` in place for the converter; returns the names of the passes that acted.
+def legalise(module: torch.fx.GraphModule) -> tuple[list[str], list[Stored]]:
+    """Respell ``module`` in place for the converter; returns the names of the passes that acted, and the weights that
+    ``store_weights`` has to put into the file.
 
     A float module is left alone.
     """
-    if not unfold_weights(module):
-        return []
-    return [unfold_weights.__name__, *(step.__name__ for step in (add_constants, keep_inputs) if step(module))]
+    lifted = lift_weights(module)
+    passes = [lift_weights.__name__] if lifted else []
+    if unfold_weights(module):
+        passes += [unfold_weights.__name__, *(step.__name__ for step in (add_constants, keep_inputs) if step(module))]
+    return passes, lifted
 
 
 def unfold_weights(module: torch.fx.GraphModule) -> int:
@@ -143,7 +157,7 @@ def unfold_weights(module: torch.fx.GraphModule) -> int:
         if node.target is not ops.dequantize_per_channel.default:
             continue
         stored, scale, zero, axis, low, high, dtype = node.args
-        weight, scale_O, zero_O = (_constant(module, part) for part in (stored, scale, zero))
+        weight, scale_O, zero_O = (constant(module, part) for part in (stored, scale, zero))
         floats = ops.dequantize_per_channel(weight, scale_O, zero_O, axis, low, high, dtype)
         if not torch.equal(ops.quantize_per_channel(floats, scale_O, zero_O, axis, low, high, dtype), weight):
             raise BadInput(f"the scales of '{stored.target}' are too small for float32", where="litert")
@@ -218,20 +232,11 @@ def _stored(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor |
     import torch
 
     if node.op == "get_attr":
-        return _constant(module, node)
+        return constant(module, node)
     if node.target is torch.ops.aten.expand.default:
         value = _stored(module, node.args[0])
         return None if value is None else value.expand(node.args[1])
     return None
-
-
-def _constant(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor:
-    import operator
-
-    if node.op != "get_attr":
-        raise BadInput(f"quantized weight '{node.name}' is computed, not stored", where="litert")
-    value: torch.Tensor = operator.attrgetter(str(node.target))(module)
-    return value
 
 
 def _described(name: str, details: Mapping[str, Any]) -> Facts:
