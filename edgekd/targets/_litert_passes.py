@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,7 +179,9 @@ class _File:
     def _only(self, name: str, readers: Sequence[Any], weight: Stored) -> Sequence[Any]:
         found = sorted({self._name(one) for one in readers})
         if found != [name]:
-            raise BadInput(f"'{weight.name}' feeds {found or 'nothing'} in the converted graph, not {name}", where="litert")
+            raise BadInput(
+                f"'{weight.name}' feeds {found or 'nothing'} in the converted graph, not {name}", where="litert"
+            )
         return readers
 
     def _raise_version(self, one: Any, version: int) -> None:
