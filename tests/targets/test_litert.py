@@ -212,6 +212,12 @@ def test_the_file_is_small_and_names_no_machine(exported, tmp_path) -> None:  # 
 
 
 FAMILIES = [("bert", None), ("distilbert", None), ("roberta", None), (None, "image"), (None, "decoder")]
+QUICK_LIFTS = {("bert", "w8a8-dynamic"), ("bert", "w4"), ("bert", "fp16"), ("decoder", "w8a8-dynamic")}
+LIFTS = [
+    pytest.param(family, kind, scheme, marks=[] if (family or kind, scheme) in QUICK_LIFTS else pytest.mark.slow)
+    for family, kind in FAMILIES
+    for scheme in STORED
+]
 
 
 def module_of(family: str | None, kind: str | None, scheme: str, make_program: Any, tmp_path: Path) -> Any:
@@ -227,8 +233,7 @@ def module_of(family: str | None, kind: str | None, scheme: str, make_program: A
     return specialise(load_program(folder), inputs, values[0].shape[1]).module(), values
 
 
-@pytest.mark.parametrize("scheme", STORED)
-@pytest.mark.parametrize(("family", "kind"), FAMILIES, ids=[family or kind for family, kind in FAMILIES])
+@pytest.mark.parametrize(("family", "kind", "scheme"), LIFTS)
 def test_lifting_weights_keeps_every_bit(make_program, tmp_path, family, kind, scheme: str) -> None:  # type: ignore[no-untyped-def]
     """Weights: the very floats as before. Dynamic layers: the Program run in integers, of which the kernel's part is
     put back by hand."""
