@@ -174,7 +174,7 @@ class _File:
     def _name(self, one: Any) -> str:
         code = self.model.operatorCodes[one.opcodeIndex]
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        return next(name for name, value in vars(self.schema.BuiltinOperator).items() if value == number)
+        return next(str(name) for name, value in vars(self.schema.BuiltinOperator).items() if value == number)
 
     def _only(self, name: str, readers: Sequence[Any], weight: Stored) -> Sequence[Any]:
         found = sorted({self._name(one) for one in readers})

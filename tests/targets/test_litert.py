@@ -340,7 +340,7 @@ def test_weights_the_converter_did_not_see_are_in_the_file_bit_for_bit(exported,
         promised -= (
             halved - sum(v.numel() for n, v in state.items() if "embeddings" in n and n.endswith("weight_q"))
         ) / 2
-    assert held <= promised + 6000
+    assert held <= promised + 8000  # masks, shapes, names; half of one layer of 64 x 64 in float32
     interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
     assert "lifted" not in str(sorted(interpreter.get_signature_runner().get_input_details()))
 
