@@ -9,8 +9,8 @@ Nothing here chooses a scale.
 
 What runs: XNNPACK, in int8 with static scales (``w8a8``), in int8 with a scale for each token (``w8a8-dynamic``: the
 bits of ``integer.int8_linear_tokens``), or in float32 behind a DEQUANTIZE (``fp16``, ``w8``, ``w4``). These three save
-size, and need the memory of the float weights when they run; XNNPACK unpacks halves and int8 once, int4 in each run
-(2.9 times the time of ``fp32`` at 128 tokens and 6 layers).
+size, and need the memory of the float weights when they run. XNNPACK takes the DEQUANTIZE of halves and int8 into its
+own part of the graph; that of int4 stays outside, and ``w4`` took 2.9 times as long as ``fp32`` (128 tokens, 6 layers).
 
 The file takes int32 ids and masks of exactly ``max_length`` tokens (shorter text is padded, mask 0), or float32
 pixels, because the runtime plans kernels and memory for one shape. Its logits are int8 when the Program's are; the
@@ -67,7 +67,7 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     LayerNorm and softmax between them run in float in another order, and GELU and TANH as int8 tables. Where
     that moves a value across a rounding tie, one activation differs by one step of 255 and the layers behind
     spread it. Most answers stay identical, and the largest difference is an outlier (300 texts: 3 layers,
-    95 % identical, 2.8 % of the range; 6 layers, 90 % identical, 4 to 13 %; with the contracting layers as
+    95 % identical, 2.8 % of the range; 6 layers, two Programs, 90 and 91 % identical, 4 and 13 %; with the contracting layers as
     ``w8a8-dynamic``, 93 % identical, 2 %). So this bound finds gross errors; agreement over the test split is the
     finer judge.
 
