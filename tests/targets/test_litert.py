@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import _kinds
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,9 @@ from _programs import (
 )
 
 from edgekd.errors import BadInput, Environment
+from edgekd.quantize import integer
+from edgekd.quantize import scheme as schemes
+from edgekd.targets import _litert_passes as passes
 from edgekd.targets import litert as target
 from edgekd.targets._contract import load_program, read_signature, specialise
 
@@ -33,15 +39,22 @@ interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 pytest.importorskip("litert_torch")
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
 
+MIXED = replace(schemes.get("w8a8"), overrides={schemes.CONTRACTING: "w8a8-dynamic"})
+STORED = ("w8a8-dynamic", "w8", "w4", "fp16")  # schemes whose weights the converter does not see
+
 
 @pytest.fixture(scope="module")
 def exported(make_program, tmp_path_factory):  # type: ignore[no-untyped-def]
-    """Scheme -> (Program, folder of its LiteRT artefact, facts)."""
-    made = {}
-    for scheme in ("fp32", "w8a8"):
+    """Scheme -> (Program, folder of its LiteRT artefact, facts); each is made when it is asked for."""
+
+    @cache
+    def made(scheme: str) -> tuple[Any, Path, dict[str, Any]]:
+        with pytest.MonkeyPatch.context() as patch:  # a recipe's override, as `mixed`
+            patch.setitem(schemes.SCHEMES, "mixed", MIXED)
+            program = make_program(scheme)
         out = tmp_path_factory.mktemp(f"litert-{scheme}")
-        program = make_program(scheme)
-        made[scheme] = (program, out, target.export(program.path, out, max_length=MAX_LENGTH))
+        return program, out, target.export(program.path, out, max_length=MAX_LENGTH)
+
     return made
 
 
@@ -93,7 +106,7 @@ def test_a_weight_that_cannot_be_unfolded_exactly_is_refused(make_program) -> No
 
 
 def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  # type: ignore[no-untyped-def]
-    program, out, facts = exported["w8a8"]
+    program, out, facts = exported("w8a8")
     model, graph = parsed(out / "model.tflite")
     found = [operator for name, operator in operations(model, graph) if name == "FULLY_CONNECTED"]
     kinds = schema.TensorType
@@ -108,7 +121,7 @@ def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  #
 def test_xnnpack_takes_all_layers_but_the_activation(exported) -> None:  # type: ignore[no-untyped-def]
     """The runtime itself keeps only GELU (a table look-up in int8); anything else would split the graph further."""
     for scheme, islands in (("fp32", 1), ("w8a8", LAYERS + 1)):
-        _, out, _ = exported[scheme]
+        _, out, _ = exported(scheme)
         interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
         interpreter.allocate_tensors()
         planned = Counter(operation["op_name"] for operation in interpreter._get_ops_details())
@@ -116,7 +129,7 @@ def test_xnnpack_takes_all_layers_but_the_activation(exported) -> None:  # type:
 
 
 def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> None:  # type: ignore[no-untyped-def]
-    program, out, _ = exported["w8a8"]
+    program, out, _ = exported("w8a8")
     model, graph = parsed(out / "model.tflite")
     layers = set()
     for name, operator in operations(model, graph):
@@ -153,9 +166,13 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
     assert {(np.float32(q.scale[0]), int(q.zeroPoint[0])) for q in scalars} == activation_scales(program)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+QUICK = ("fp32", "w8a8", "mixed")
+ALL = [pytest.param(one, marks=[] if one in QUICK else pytest.mark.slow) for one in (*QUICK, *STORED)]
+
+
+@pytest.mark.parametrize("scheme", ALL)
 def test_golden_logits_in_plain_litert_and_in_the_session(exported, scheme: str) -> None:  # type: ignore[no-untyped-def]
-    program, out, facts = exported[scheme]
+    program, out, facts = exported(scheme)
     inputs, expected = golden_of(program)
     interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
     runner = interpreter.get_signature_runner()
@@ -164,13 +181,14 @@ def test_golden_logits_in_plain_litert_and_in_the_session(exported, scheme: str)
         padding = ((0, 0), (0, MAX_LENGTH - one["input_ids"].shape[1]))
         logits = runner(**{name: np.pad(row, padding).astype(np.int32) for name, row in one.items()})["logits"]
         described = facts["outputs"][0]
-        assert logits.dtype.name == described["dtype"] == ("int8" if scheme == "w8a8" else "float32")
-        if scheme == "w8a8":
+        assert logits.dtype.name == described["dtype"] == ("int8" if scheme in ("w8a8", "mixed") else "float32")
+        if logits.dtype == np.int8:
             logits = (logits.astype(np.float32) - described["zero_point"]) * np.float32(described["scale"])
         plain.append(logits)
     found = np.concatenate(plain)
-    assert np.abs(found - expected).max() <= target.golden_bound(scheme, float(np.ptp(expected)))
-    if scheme == "w8a8":  # ties are rare: most answers are identical
+    bound = target.golden_bound("w8a8" if scheme == "mixed" else scheme, float(np.ptp(expected)))
+    assert np.abs(found - expected).max() <= bound
+    if scheme != "fp32":  # ties are rare: most answers are identical
         assert (np.abs(found - expected).max(1) < 1e-6).mean() >= 0.5
     session = target.open_session(out)
     np.testing.assert_array_equal(np.concatenate([session.run(one) for one in inputs]), found)
@@ -182,7 +200,8 @@ def test_golden_logits_in_plain_litert_and_in_the_session(exported, scheme: str)
 
 def test_the_file_is_small_and_names_no_machine(exported, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sizes = {}
-    for scheme, (_, out, facts) in exported.items():
+    for scheme in ("fp32", "w8a8"):
+        _, out, facts = exported(scheme)
         content = (out / "model.tflite").read_bytes()
         assert [path.name for path in out.iterdir()] == ["model.tflite"]
         assert facts["size_bytes"] == len(content) and facts["fixed_length"]
@@ -192,9 +211,143 @@ def test_the_file_is_small_and_names_no_machine(exported, tmp_path) -> None:  # 
     assert sizes["w8a8"] < 0.45 * sizes["fp32"]  # of a tiny model: the graph itself weighs 0.1
 
 
+FAMILIES = [("bert", None), ("distilbert", None), ("roberta", None), (None, "image"), (None, "decoder")]
+QUICK_LIFTS = {("bert", "w8a8-dynamic"), ("bert", "w4"), ("bert", "fp16"), ("decoder", "w8a8-dynamic")}
+LIFTS = [
+    pytest.param(family, kind, scheme, marks=[] if (family or kind, scheme) in QUICK_LIFTS else pytest.mark.slow)
+    for family, kind in FAMILIES
+    for scheme in STORED
+]
+
+
+def module_of(family: str | None, kind: str | None, scheme: str, make_program: Any, tmp_path: Path) -> Any:
+    """A Program at a fixed length, before any pass, with inputs for it."""
+    if kind is None:
+        random = np.random.default_rng(0)
+        ids = torch.from_numpy(random.integers(2, VOCABULARY, size=(1, MAX_LENGTH)))
+        return specialised(make_program(scheme, family).path), (ids, torch.ones_like(ids))
+    folder = _kinds.make(tmp_path / kind, kind, scheme)
+    inputs, _ = read_signature(folder)
+    row = max(_kinds.rows(kind), key=lambda one: np.size(next(iter(one.values()))))
+    values = tuple(torch.as_tensor(np.array([row[one["name"]]])) for one in inputs)
+    return specialise(load_program(folder), inputs, values[0].shape[1]).module(), values
+
+
+@pytest.mark.parametrize(("family", "kind", "scheme"), LIFTS)
+def test_lifting_weights_keeps_every_bit(make_program, tmp_path, family, kind, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    """Weights: the very floats as before. Dynamic layers: the Program run in integers, of which the kernel's part is
+    put back by hand."""
+    module, values = module_of(family, kind, scheme, make_program, tmp_path)
+    with torch.no_grad():
+        before = module(*values)
+        lifted = passes.lift_weights(module)
+        linears = [node for node in module.graph.nodes if node.target is torch.ops.aten.linear.default]
+        assert len([one for one in lifted if one.form == "dynamic"]) == (len(linears) if "dynamic" in scheme else 0)
+        assert len(lifted) == len({one.name for one in lifted}) >= len(linears) > 6
+        if "dynamic" in scheme:
+            expected = integer.to_integers(module_of(family, kind, scheme, make_program, tmp_path / "again")[0])
+            before, weights_of = expected(*values), {one.name: one for one in lifted}
+            for node in linears:
+                one = weights_of[node.args[1].target]
+                bias = node.args[2] if len(node.args) > 2 else None
+                module.register_buffer(f"{one.name}_q", torch.from_numpy(one.values))
+                module.register_buffer(f"{one.name}_scale", torch.from_numpy(one.scale))
+                with module.graph.inserting_before(node):
+                    stored = [module.graph.get_attr(f"{one.name}_{part}") for part in ("q", "scale")]
+                    layer = module.graph.call_function(integer.int8_linear_tokens, (node.args[0], *stored, bias))
+                node.replace_all_uses_with(layer)
+            module.recompile()
+        assert torch.equal(module(*values), before) and before.unique().numel() > 1
+
+
+def test_a_dynamic_layer_in_the_runtime_is_the_integer_run_bit_for_bit() -> None:
+    """Tokens of all sizes and signs, of zeros, of one number, and such that round half way."""
+    litert_torch = pytest.importorskip("litert_torch")
+    torch.manual_seed(0)
+    width, outputs, tokens = 96, 40, 256
+    weight_q = torch.randint(-127, 128, (outputs, width), dtype=torch.int8)
+    scale, bias = torch.rand(outputs) * 0.01 + 1e-4, torch.randn(outputs)
+    x = torch.randn(1, tokens, width) * torch.logspace(-4, 3, tokens)[None, :, None]
+    x[0, ::5], x[0, 1::5], x[0, 2::5] = x[0, ::5].abs(), -x[0, 1::5].abs(), x[0, 2::5] + 7
+    x[0, 3], x[0, 4], x[0, 8], x[0, 9] = 0, 0.25, -3, torch.arange(width) - width / 2
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor, lifted_0: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, lifted_0, bias)
+
+    example = {"x": x, "lifted_0": torch.zeros(outputs, width)}
+    content = litert_torch.convert(Layer().eval(), sample_kwargs=example).model_content()
+    weight = passes.Stored("lifted_0", weight_q.numpy(), scale.numpy(), "dynamic")
+    interpreter = interpreters.Interpreter(model_content=passes.store_weights(content, [weight]), num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x.numpy())
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_array_equal(found, integer.int8_linear_tokens(x, weight_q, scale, bias).numpy())
+    with pytest.raises(BadInput, match="the converter lost 'other'"):
+        passes.store_weights(content, [replace(weight, name="other")])
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("mixed"), *(pytest.param(s, marks=pytest.mark.slow) for s in STORED)])
+def test_weights_the_converter_did_not_see_are_in_the_file_bit_for_bit(exported, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    program, out, facts = exported(scheme)
+    model, graph = parsed(out / "model.tflite")
+    made_by = {int(one.outputs[0]): (name, one) for name, one in operations(model, graph)}
+    kinds = schema.TensorType
+
+    def origin(index: int) -> Any:
+        while index in made_by:
+            name, one = made_by[index]
+            assert name in ("DEQUANTIZE", "RESHAPE"), name  # float arithmetic, and nothing else on the way
+            index = int(one.inputs[0])
+        return graph.tensors[index]
+
+    found, plain = set(), 0
+    for name, operator in operations(model, graph):
+        if name != "FULLY_CONNECTED":
+            continue
+        x, weight = graph.tensors[operator.inputs[0]], graph.tensors[operator.inputs[1]]
+        if x.type == kinds.INT8:
+            plain += 1
+            continue
+        dynamic = weight.type == kinds.INT8
+        assert operator.builtinOptions.asymmetricQuantizeInputs == dynamic == (scheme in ("w8a8-dynamic", "mixed"))
+        source = origin(int(operator.inputs[1]))
+        data = np.asarray(model.buffers[source.buffer].data)
+        scales = b"" if source.quantization is None else np.asarray(source.quantization.scale, np.float32).tobytes()
+        found.add((source.type, data.tobytes(), scales))
+    state = load_program(program.path).state_dict
+    expected = set()
+    for name in [name for name in state if name.endswith(".weight_q") and "embeddings" not in name]:
+        values, scale = state[name].numpy(), state.get(name.replace("weight_q", "w_scale"), torch.empty(0)).numpy()
+        if scheme == "mixed" and (values.shape[0] != 64 or values.shape[1] != 128):
+            continue
+        if scheme == "w4":
+            pairs = (values.reshape(-1, 2).astype(np.int16) & 15) << np.array([0, 4])
+            expected.add((kinds.INT4, pairs.sum(1).astype(np.uint8).tobytes(), scale.tobytes()))
+        else:
+            expected.add((kinds.FLOAT16 if scheme == "fp16" else kinds.INT8, values.tobytes(), scale.tobytes()))
+    assert found == expected and len(found) + plain == LINEAR_LAYERS
+    assert len(found) == (LAYERS if scheme == "mixed" else LINEAR_LAYERS) and "lift_weights" in facts["passes"]
+    table = state["model.bert.embeddings.word_embeddings.weight_q"].numpy()
+    lookups = [graph.tensors[one.inputs[1]] for name, one in operations(model, graph) if name == "EMBEDDING_LOOKUP"]
+    assert table.tobytes() in [np.asarray(model.buffers[one.buffer].data).tobytes() for one in lookups]
+    # the size that the bits promise: no second copy of anything, in any other form
+    held = sum(0 if one.data is None else len(one.data) for one in model.buffers)
+    promised = sum(value.numel() * value.element_size() for name, value in state.items() if not name.endswith("w_zero"))
+    halved = sum(value.numel() for name, value in state.items() if name.endswith("weight_q") and value.ndim == 2)
+    if scheme == "w4":
+        promised -= (
+            halved - sum(v.numel() for n, v in state.items() if "embeddings" in n and n.endswith("weight_q"))
+        ) / 2
+    assert held <= promised + 8000  # masks, shapes, names; half of one layer of 64 x 64 in float32
+    interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
+    assert "lifted" not in str(sorted(interpreter.get_signature_runner().get_input_details()))
+
+
 @pytest.mark.slow
 def test_same_program_same_bytes_in_another_process(exported, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    program, out, _ = exported["w8a8"]
+    program, out, _ = exported("w8a8")
     code = (
         "import sys; from pathlib import Path; from edgekd.targets import litert;"
         f"litert.export(Path(sys.argv[1]), Path(sys.argv[2]), max_length={MAX_LENGTH})"
