@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts, write_atomic
 from edgekd.errors import BadInput, StepFailed
@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 suffix = ".pte"
 extra = "executorch"
 distributions = ("executorch", "torch")
-accepts = frozenset({"fp32", "w8a8"})
-refuses: dict[str, str] = {}
+accepts = frozenset({"fp32", "w8", "w8a8", "w8a8-dynamic"})
+refuses = {
+    "fp16": "its exporter folds halves back to float32, so the file would be as large as fp32",
+    "w4": "XNNPACK multiplies groups of int4 with int8 activations only, which is another scheme",
+    "w8a8-float-output": "XNNPACK has no kernel from static int8 to floats; w8a8-dynamic has one",
+}
 slow = False
 benchable = True
 
-PASSES = ["attention without the guard for rows masked whole", "XNNPACK partition"]
+PASSES = [
+    "attention without the guard for rows masked whole",
+    "bias of layers with int8 weights alone added apart",
+    "XNNPACK partition",
+]
 NAMES = "input_names"  # the method that returns them, with spaces between
 DELEGATED = (
     "convolution",
@@ -44,6 +52,7 @@ DELEGATED = (
     "mm",
     "bmm",
     "matmul",
+    "choose_qparams_per",
     "quantize_per",
     "dequantize_per",
 )  # never outside XNNPACK
@@ -68,13 +77,12 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     Facts beyond the contract's: ``delegates`` (XNNPACK calls) and ``portable_ops`` (operators left outside, counted).
     """
     require("executorch", extra)
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     inputs, outputs = read_signature(program)
     edge = to_edge_transform_and_lower(
         legalise(load_program(program), inputs, max_length),
-        partitioner=[XnnpackPartitioner()],
+        partitioner=[_partitioner()],
         constant_methods={NAMES: " ".join(one["name"] for one in inputs)},
     )
     outside = Counter(
@@ -116,10 +124,59 @@ def legalise(
     """The Program for batch 1 and dynamic length, its attention spelled for XNNPACK."""
     import torch
 
+    module: Any = program.module()
+    split_bias(module)
     length = torch.export.Dim("length", min=2, max=max_length)
     dynamic = tuple({1: length} if has_sequence(one) else {} for one in inputs)
-    one = torch.export.export(program.module(), example(inputs, max_length - 1), dynamic_shapes=dynamic)
+    one = torch.export.export(module, example(inputs, max_length - 1), dynamic_shapes=dynamic)
     return one.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attention})
+
+
+def split_bias(module: torch.fx.GraphModule) -> int:
+    """Add the bias behind every layer whose weights alone are int8, in place; how many there were.
+
+    The partitioner writes a bias beside int8 weights as int32 only, on a grid that float activations do not have.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    found = [node for node in module.graph.nodes if node.target is aten.linear.default and _weights_alone(node)]
+    for node in found:
+        if len(node.args) < 3:
+            continue
+        layer, bias = node.args[:2], node.args[2]
+        with module.graph.inserting_before(node):
+            product = module.graph.call_function(aten.linear.default, layer)
+        node.target, node.args = aten.add.Tensor, (product, bias)
+    module.recompile()
+    return len(found)
+
+
+def _weights_alone(linear: torch.fx.Node) -> bool:
+    """Whether a linear node has quantized weights and float activations."""
+    data, weight = (getattr(node.target, "__name__", "") for node in linear.args[:2])  # type: ignore[union-attr]
+    return "dequantize_per" in weight and "dequantize_per" not in data
+
+
+def _partitioner() -> Any:
+    """XNNPACK's, which also takes layers of float activations and int8 weights: the kernel (f32-qc8w) is there,
+    ExecuTorch's own rule for linear layers wants both quantized or neither."""
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.quant_utils import tag_as_implicit_q_dq
+
+    class WeightsAlone(LinearConfig):  # type: ignore[misc]
+        def get_deps(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> tuple[bool, list[torch.fx.Node]]:
+            if not _weights_alone(node):
+                found: tuple[bool, list[torch.fx.Node]] = super().get_deps(node, ep)
+                return found
+            weight = node.all_input_nodes[1]
+            tag_as_implicit_q_dq(weight)
+            return True, [weight, *weight.all_input_nodes]
+
+    configs = [WeightsAlone if config is LinearConfig else config for config in ALL_PARTITIONER_CONFIGS]
+    return XnnpackPartitioner(configs=configs)
 
 
 def _attention(
@@ -132,12 +189,15 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """softmax(q k^T * scale + mask) v for one text, q, k, v ``[1, heads, S, size]``; scales q and k by its root
-    as torch's own decomposition does, so that the products round alike."""
+    """softmax(q k^T * scale + mask) v for one text, q ``[1, heads, S, size]``, k and v alike or with fewer heads;
+    scales q and k by its root as torch's own decomposition does, so that the products round alike."""
     import torch
 
-    if is_causal or enable_gqa or query.dim() != 4:
-        raise StepFailed("attention that is causal, grouped or not 4-D is not handled", where="executorch export")
+    if is_causal or query.dim() != 4:
+        raise StepFailed("attention that is causal without a mask or not 4-D is not handled", where="executorch export")
+    if enable_gqa:
+        group = query.size(1) // key.size(1)
+        key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
     root = math.sqrt(scale if scale is not None else 1 / math.sqrt(query.size(-1)))
     query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     scores = torch.bmm(query * root, (key * root).transpose(-2, -1))
