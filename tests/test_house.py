@@ -18,7 +18,10 @@ LIGHT = (
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
 )  # fmt: skip
-HEAVY = ("torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "openvino", "pandas")
+HEAVY = (
+    "torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "openvino",
+    "pandas",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)

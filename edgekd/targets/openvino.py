@@ -156,9 +156,9 @@ def spell_groups(
 
 
 def pack_int4(model: openvino.Model) -> int:
-    """Weights of groups, int8 constants [O, I / group, group] within -8 and 7, become int4 constants of the same numbers.
+    """Weights of groups, int8 constants [O, I / group, group] within -8 and 7, become int4 constants.
 
-    Returns the number of weights.
+    Exact: the same integers. Returns the number of weights.
     """
     import numpy as np
 
