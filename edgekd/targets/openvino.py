@@ -109,7 +109,7 @@ def _openvino() -> Any:
 
 
 def legalise(exported: torch.export.ExportedProgram) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The Program with its stored weights in plain operators, and the names of the passes that acted."""
+    """The Program as OpenVINO's frontend reads it, its weights in plain operators; and the passes that acted."""
     import torch
 
     ops = torch.ops.quantized_decomposed
@@ -117,8 +117,31 @@ def legalise(exported: torch.export.ExportedProgram) -> tuple[torch.export.Expor
         "dequantize_per_channel": (ops.dequantize_per_channel.default, spell_channels),
         "dequantize_per_channel_group": (ops.dequantize_per_channel_group.default, spell_groups),
     }
+    passes = [step.__name__ for step in (drop_empty_parts,) if step(exported)]
     found = {op: spelling for name, (op, spelling) in spellings.items() if _count(exported, name)}
-    return (exported.run_decompositions(found) if found else exported), [one.__name__ for one in found.values()]
+    if found:
+        exported = exported.run_decompositions(found)
+    return exported, passes + [one.__name__ for one in found.values()]
+
+
+def drop_empty_parts(exported: torch.export.ExportedProgram) -> int:
+    """``cat([e, x])`` with e of shape [0] (a decoder's empty cache) becomes ``x``; OpenVINO wants parts of one rank.
+
+    In place; returns the number of concatenations.
+    """
+    import torch
+
+    changed = 0
+    for node in list(exported.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)):
+        parts = [part for part in node.args[0] if tuple(part.meta["val"].shape) != (0,)]
+        if len(parts) != 1:
+            continue
+        node.replace_all_uses_with(parts[0])
+        exported.graph.erase_node(node)
+        changed += 1
+    exported.graph.eliminate_dead_code()
+    exported.graph_module.recompile()
+    return changed
 
 
 def spell_channels(
