@@ -109,7 +109,8 @@ def test_every_quantized_layer_runs_in_integers(exported) -> None:  # type: igno
     assert {inputs[0] for kind, inputs, _ in layers(in_float) if kind == "FullyConnected"} == {"f32"}
 
 
-def test_integer_kernels_give_the_programs_integers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-float-output"])
+def test_integer_kernels_give_the_programs_integers(scheme: str) -> None:
     """One layer whose weights fit seven bits, so that no kernel saturates, against integers in numpy."""
     random = np.random.default_rng(0)
     weight_q = random.integers(-63, 64, (96, 64)).astype(np.int8)
@@ -129,7 +130,8 @@ def test_integer_kernels_give_the_programs_integers(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = through(x, in_scale, in_zero)
             weight = ops.dequantize_per_channel(self.weight_q, self.w_scale, self.w_zero, 0, -127, 127, torch.int8)
-            return through(torch.nn.functional.linear(x, weight, self.bias), out_scale, out_zero)
+            y = torch.nn.functional.linear(x, weight, self.bias)
+            return through(y, out_scale, out_zero) if scheme == "w8a8" else y
 
     def through(x: torch.Tensor, scale: float, zero: int) -> torch.Tensor:
         numbers = (scale, zero, -128, 127, torch.int8)
@@ -141,12 +143,16 @@ def test_integer_kernels_give_the_programs_integers(tmp_path: Path) -> None:
     x_q = random.integers(-128, 128, (200, 64))
     x = ((x_q - in_zero + random.uniform(-0.3, 0.3, x_q.shape)) * in_scale).astype(np.float32)  # far from ties
     total = (x_q - in_zero) @ weight_q.T.astype(np.int64) + bias_q
+    assert ("FullyConnected", ["u8", "i8"]) in [(kind, inputs[:2]) for kind, inputs, _ in layers(model)]
+    found = model(x)[0]
+    if scheme == "w8a8-float-output":
+        floats = total * (np.float64(np.float32(in_scale)) * w_scale)
+        np.testing.assert_allclose(found, floats, rtol=1e-6, atol=1e-6 * np.ptp(floats))
+        return
     steps = total.astype(np.float32) * (np.float32(in_scale) * w_scale / np.float32(out_scale))
     expected = np.clip(np.rint(steps) + out_zero, -128, 127) - out_zero
-    found = np.rint(model(x)[0] / np.float32(out_scale))
-    assert ("FullyConnected", ["u8", "i8"]) in [(kind, inputs[:2]) for kind, inputs, _ in layers(model)]
     assert expected.std() > 10
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.rint(found / np.float32(out_scale)), expected)
 
 
 def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> None:  # type: ignore[no-untyped-def]
