@@ -509,6 +509,7 @@ def environment() -> dict[str, Any]:
         "litert-torch",
         "coremltools",
         "executorch",
+        "openvino",
     )
     return {
         "os": platform.platform(),

@@ -16,9 +16,12 @@ LIGHT = (
     "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
     "bench.stage", "bench.statistics", "bench.devices", "report.build", "report.render", "report.plots",
     "verify.gate", "quantize.scheme",
-    "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch",
+    "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
 )  # fmt: skip
-HEAVY = ("torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "pandas")
+HEAVY = (
+    "torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "openvino",
+    "pandas",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -68,7 +71,7 @@ def test_every_command_has_an_example_in_its_help(edgekd) -> None:  # type: igno
 def test_unknown_names_list_the_known_ones() -> None:
     from edgekd.errors import BadInput
 
-    with pytest.raises(BadInput, match="Known: coreml, executorch, litert, onnx"):
+    with pytest.raises(BadInput, match="Known: coreml, executorch, litert, onnx, openvino"):
         registry.load("targets", "tensorflow")
     assert "text-classification" in registry.names("tasks")
 
@@ -79,6 +82,7 @@ def test_targets_and_schema_speak_json(edgekd) -> None:  # type: ignore[no-untyp
         "litert",
         "coreml",
         "executorch",
+        "openvino",
     }
     assert edgekd("schema").json["title"] == "Recipe"
     assert edgekd("doctor", "--json").json["checks"]

@@ -37,7 +37,7 @@ STABLE = 60  # stability score below which a measurement is flagged
 MINIMAL_SECONDS = 0.2  # the kernel counts processor time in steps of 10 ms: too coarse for shorter blocks
 
 # What an artefact is meant to run on. The runner reports what it did run on.
-BACKENDS = {"onnx": "CPUExecutionProvider", "litert": "XNNPACK", "executorch": "XnnpackBackend"}
+BACKENDS = {"onnx": "CPUExecutionProvider", "litert": "XNNPACK", "executorch": "XnnpackBackend", "openvino": "CPU"}
 
 Row = Mapping[str, list[Any]]  # a row as the runner takes it: only the model's inputs, as nested lists
 
@@ -54,6 +54,7 @@ class Subject:
     processor: Path  # folder of its tokenizer or image processor; a student's may differ from the teacher's
     job: Mapping[str, Any] = field(default_factory=dict)  # signature, fixed_length, max_length, pad_id
     golden: Mapping[str, Any] | None = None
+    beside: Sequence[Path] = ()  # files that the runtime finds next to the model, by the model's name
 
     @property
     def name(self) -> str:
@@ -158,6 +159,7 @@ def _exported(artifact: Artifact, pad_id: int) -> Subject:
             "pad_id": pad_id,
         },
         golden=read_json(golden) if golden.is_file() else None,
+        beside=[artifact.path / name for name in facts.get("beside", [])],
     )
 
 
@@ -263,7 +265,8 @@ class _Session:
         self.transport.push(devices.data_folder("runtimes") / self.device.runner, "runner")
         for one in found:
             if isinstance(one.model, Path):
-                self._guarded(one, self.transport.push, one.model, _place(one))
+                for file in (one.model, *one.beside):
+                    self._guarded(one, self.transport.push, file, _place(one, file))
         records = {length.name: {one.name: _Record() for one in found} for length in lengths}
         try:
             for number, length in enumerate(lengths):
@@ -372,7 +375,7 @@ class _Session:
             "schema": RUNNER_SCHEMA,
             "phase": phase,
             "runtime": subject.runtime,
-            "model": _place(subject) if isinstance(subject.model, Path) else subject.model,
+            "model": _place(subject, subject.model) if isinstance(subject.model, Path) else subject.model,
             "threads": self.threads,
             "cpu_affinity": self.device.cpu_affinity,
             "rows": rows,
@@ -389,10 +392,9 @@ def _dtype(values: Any) -> str:
     return "float32" if isinstance(values[0], list) else "int64"
 
 
-def _place(subject: Subject) -> str:
-    """Where the subject's model lies on the device; the suffix is kept, runtimes look at it."""
-    assert isinstance(subject.model, Path)
-    return f"models/{subject.name}{subject.model.suffix}"
+def _place(subject: Subject, file: Path) -> str:
+    """Where the subject's model, or a file beside it, lies on the device; the suffix is kept, runtimes look at it."""
+    return f"models/{subject.name}{file.suffix}"
 
 
 def parsed(stdout: bytes, stderr: bytes, code: int) -> dict[str, Any]:

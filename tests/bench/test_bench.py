@@ -209,3 +209,18 @@ def test_answers_that_are_none_are_refused() -> None:
         with pytest.raises(DeviceError):
             stage.parsed(stdout, b"", code)
     assert stage.parsed(b'noise\n{"schema": "edgekd/runner/1"}\n', b"", 0)
+
+
+def test_a_model_of_two_files_is_measured(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """OpenVINO finds the weights by the name of the graph; both lie on the device under the subject's name."""
+    pytest.importorskip("openvino")
+    vendor = registry.load("targets", "openvino")._openvino()
+    made = export("openvino", "fp32")
+    vendor.save_model(vendor.Core().read_model(str(made.path / "model.onnx")), str(made.path / "model.xml"))
+    made = dataclasses.replace(made, facts={**made.facts, "file": "model.xml", "beside": ["model.bin"]})
+    facts, _ = run({"data": data, "openvino-fp32": made}, tmp_path / "out")
+    for row in facts["summaries"]:
+        assert row["error"] is None and row["backend"] == "CPU" and row["versions"]["openvino"]
+        assert row["golden"]["agreement"] == 1 and row["golden"]["max_abs_delta"] < 1e-2  # constants are halves here
+        assert "backend_differs" not in row["flags"] and "threads_differ" not in row["flags"]
+    assert [row["fed_tokens"] for row in facts["summaries"]] == [[3], [9]]

@@ -207,7 +207,7 @@ def _embedding_sum():  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["litert", "executorch", "torch"])
+@pytest.mark.parametrize("runtime", ["litert", "executorch", "openvino", "torch"])
 def test_the_other_runtimes(runner, job, tmp_path, runtime: str) -> None:  # type: ignore[no-untyped-def]
     """The same model through each vendor's own converter; fixed length 8, so the runner pads."""
     import torch
@@ -221,6 +221,10 @@ def test_the_other_runtimes(runner, job, tmp_path, runtime: str) -> None:  # typ
         exir = pytest.importorskip("executorch.exir")
         path = tmp_path / "model.pte"
         path.write_bytes(exir.to_edge_transform_and_lower(torch.export.export(model, example)).to_executorch().buffer)
+    elif runtime == "openvino":
+        openvino = pytest.importorskip("edgekd.targets.openvino")._openvino()
+        path = tmp_path / "model.xml"
+        openvino.save_model(openvino.convert_model(torch.export.export(model, example)), path, compress_to_fp16=False)
     else:
         path = tmp_path / "model.pt2"
         torch.export.save(torch.export.export(model, example), path)

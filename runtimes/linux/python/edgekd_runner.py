@@ -7,7 +7,7 @@ is sent to stderr. Exit code 0 and a document without ``error``, or exit code 1 
 ``{"error": {"kind", "message"}}``, kind being ``job`` (the job is wrong), ``unavailable`` (no such runtime
 here) or ``failed`` (it did not run).
 
-Job:      schema, phase, runtime (onnx, litert, executorch, torch), model (file or folder), threads,
+Job:      schema, phase, runtime (onnx, litert, executorch, openvino, torch), model (file or folder), threads,
           rows [{input name: values}, ..] without the batch dimension: real token ids and their mask, unpadded, or the
           pixels of an image as nested lists; and optionally
           signature [{"name", "dtype"}, ..] (order of the model's inputs; dtype int64, int32 or float32),
@@ -213,6 +213,45 @@ def _backends(path: str) -> str:
     return ", ".join(name for name in known if name.encode() in content) or "portable kernels"
 
 
+def _openvino(job: dict[str, Any]) -> Callable[[], Model]:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # its maker is told nothing
+    runtime = _require("openvino", "openvino")
+    np = _require("numpy", "numpy")
+    settings = {
+        "INFERENCE_NUM_THREADS": job["threads"],
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # the job's affinity counts
+        "INFERENCE_PRECISION_HINT": "f32",  # not bfloat16 where the processor has AMX
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the file's numbers, no others
+    }
+
+    def load() -> Model:
+        core = runtime.Core()
+        model = core.read_model(job["model"])
+        quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ordered_ops())
+        integers = not (quantized and int8_products_saturate())
+        compiled = core.compile_model(model, "CPU", settings if integers else settings | {"LP_TRANSFORMS_MODE": "NO"})
+        request = compiled.create_infer_request()
+        kinds = {one.get_any_name(): one.get_element_type().to_dtype() for one in compiled.inputs}
+
+        def prepare(row: Row) -> Any:
+            return {name: np.asarray([_of(row, name)], dtype=kind) for name, kind in kinds.items()}
+
+        return Model(
+            prepare=prepare,
+            call=request.infer,
+            logits=lambda outputs: np.asarray(outputs[0], dtype=np.float32)[0].tolist(),
+            observed={
+                "backend": "CPU",
+                "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
+                "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+                "integer_layers": quantized and integers,
+            },
+        )
+
+    return load
+
+
 def _torch(job: dict[str, Any]) -> Callable[[], Model]:
     torch = _require("torch", "torch")
     torch.set_num_threads(job["threads"])
@@ -250,11 +289,12 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
     return load
 
 
-RUNTIMES = {"onnx": _onnx, "litert": _litert, "executorch": _executorch, "torch": _torch}
+RUNTIMES = {"onnx": _onnx, "litert": _litert, "executorch": _executorch, "openvino": _openvino, "torch": _torch}
 DISTRIBUTIONS = {
     "onnx": ("onnxruntime",),
     "litert": ("ai-edge-litert",),
     "executorch": ("executorch", "torch"),
+    "openvino": ("openvino",),
     "torch": ("torch", "transformers"),
 }
 
