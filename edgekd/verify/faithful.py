@@ -21,6 +21,7 @@ import torch
 from edgekd.artifact import Facts
 from edgekd.errors import StepFailed
 from edgekd.quantize.integer import DEQUANTIZE, DEQUANTIZE_GROUPS, DEQUANTIZE_TOKENS, LINEAR, QUANTIZE
+from edgekd.quantize.reference import QMAX, QMIN
 
 EMBEDDING = torch.ops.aten.embedding.default
 LEAST_BYTES = 8  # fewer are found in any larger file by chance
@@ -113,10 +114,11 @@ def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int 
 
     An array is found when its bytes stand in the file in one piece, in one of the spellings of ``_spellings``. Arrays
     under 8 bytes, and arrays of one repeated value, prove nothing: they are ``unproven`` and not counted (a head of
-    one class, say). An activation scale has four bytes, so it is searched only outside the arrays that were found: in
-    the remaining megabyte or so it turns up by chance once in 4,000 times. Zero points (one byte) prove nothing at
-    all, and of several copies (Core ML repeats a scale at each use) one suffices: the golden outputs judge what is
-    computed with them. Of a float Program nothing is looked for: a format may fold its floats.
+    one class, say). An activation scale may stand as the two ends of its range (``FakeQuantize``). It has four bytes,
+    so it is searched only outside the arrays that were found: in the remaining megabyte or so it turns up by chance
+    once in 4,000 times. Zero points (one byte) prove nothing at all, and of several copies (Core ML repeats a scale at
+    each use) one suffices: the golden outputs judge what is computed with them. Of a float Program nothing is looked
+    for: a format may fold its floats.
     """
     wanted = [one for one in tensors(program) if one.kind != "other"]
     scales = _activation_scales(program)
@@ -134,8 +136,9 @@ def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int 
         else:
             spans[place[0]].append(place[1:])
     rest = [_without(content, taken) for content, taken in zip(contents, spans, strict=True)]
-    for scale, layer in scales.items():
-        if not any(np.float32(scale).tobytes() in part for part in rest):
+    for (scale, zero), layer in scales.items():
+        ends = (np.float32(end - zero) * np.float32(scale) for end in (QMIN, QMAX))
+        if not _stands(rest, np.float32(scale)) and not all(_stands(rest, end) for end in ends):
             missing.append(f"{layer}.activation_scale={scale:.9g}")
     return {
         "numbers": sum(one.values.size for one in proving) + len(scales),
@@ -152,12 +155,16 @@ def files(model: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _activation_scales(program: torch.export.ExportedProgram) -> dict[float, str]:
-    """Every scale of an activation once, with the name of a layer that it belongs to."""
-    found: dict[float, str] = {}
+def _stands(contents: Sequence[bytes], number: np.float32) -> bool:
+    return any(number.tobytes() in content for content in contents)
+
+
+def _activation_scales(program: torch.export.ExportedProgram) -> dict[tuple[float, int], str]:
+    """Every scale and zero point of an activation once, with the name of a layer that they belong to."""
+    found: dict[tuple[float, int], str] = {}
     for node in program.graph.find_nodes(op="call_function", target=QUANTIZE):
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        found.setdefault(node.args[1], stack[-1][0] if stack else node.name)
+        found.setdefault((node.args[1], node.args[2]), stack[-1][0] if stack else node.name)
     return found
 
 
