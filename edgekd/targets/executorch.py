@@ -207,7 +207,7 @@ def infer_sizes(graph: torch.fx.Graph) -> int:
 
 def _weights_alone(linear: torch.fx.Node) -> bool:
     """Whether a linear node has quantized weights and float activations."""
-    data, weight = (getattr(node.target, "__name__", "") for node in linear.args[:2])  # type: ignore[union-attr]
+    data, weight = (getattr(node.target, "__name__", "") for node in linear.args[:2])
     return "dequantize_per" in weight and "dequantize_per" not in data
 
 
