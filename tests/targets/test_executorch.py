@@ -313,8 +313,10 @@ def run_in_executorch(program: Any, signature: list[dict[str, Any]], max_length:
     edge = to_edge_transform_and_lower(legal, partitioner=[executorch._partitioner()])
     calls = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
     assert {getattr(call, "__name__", "") for call in calls} == {"executorch_call_delegate", "getitem"}
-    method = Runtime.get().load_program(edge.to_executorch().buffer).load_method("forward")
-    return lambda x: [one.clone() for one in method.execute([x])]
+    content = edge.to_executorch().buffer
+    loaded = Runtime.get().load_program(content)
+    method, alive = loaded.load_method("forward"), (loaded, content)  # a method reads from both as long as it runs
+    return lambda x: [one.clone() for one in method.execute([x])] if alive else []
 
 
 def program_layers(program: Path) -> list[dict[str, Any]]:
