@@ -81,7 +81,7 @@ def broken(at: str | None, names: list[str]) -> Any:
     return SimpleNamespace(export=export, open_session=open_session)
 
 
-@pytest.mark.parametrize("at", [0, 4, None])
+@pytest.mark.parametrize("at", [0, pytest.param(4, marks=pytest.mark.slow), None])
 def test_bisection_names_the_first_layer_that_diverges(program: Any, at: int | None) -> None:
     names = cut.layers(program.path)
     name = None if at is None else names[at]

@@ -35,6 +35,7 @@ MIXED = {
     ),
 }
 FLOAT = ("fp16", "w8", "w4")
+SLOW_FLOAT = [pytest.param(scheme, marks=[] if scheme == "w8" else pytest.mark.slow) for scheme in FLOAT]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_float_layers_keep_every_bit(name: str, product: str) -> None:
         np.testing.assert_array_equal(run(model, x, optimise=optimise), x @ weight.T + bias)
 
 
-@pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a8+float-output", "w8a8+dynamic", "w4+all", *FLOAT])
+@pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a8+float-output", "w8a8+dynamic", "w4+all", *SLOW_FLOAT])
 def test_golden_logits_and_the_kernels_that_give_them(exported: Callable, scheme: str, tmp_path: Path) -> None:
     program, folder, _ = exported(scheme)
     opened = target.open_session(folder)
@@ -266,7 +267,7 @@ def _golden(program: Path) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
     return inputs, np.array(golden["outputs"]["logits"], np.float32)[:, None]
 
 
-@pytest.mark.parametrize("scheme", ["w8a8-dynamic", *FLOAT])
+@pytest.mark.parametrize("scheme", ["w8a8-dynamic", *SLOW_FLOAT])
 def test_the_file_holds_the_promised_bits(exported: Callable, scheme: str) -> None:
     program, folder, _ = exported(scheme)
     state = torch.export.load(program.file("program.pt2")).state_dict
@@ -297,7 +298,9 @@ def test_a_batch_with_padding_changes_no_answer(exported: Callable) -> None:
     assert deltas.max() < 0.1 and (deltas < 1e-5).mean() >= 0.5  # a neighbour would move all of them
 
 
-@pytest.mark.parametrize("scheme", ["w4+all", "fp16", "w8a8-dynamic"])
+@pytest.mark.parametrize(
+    "scheme", ["w8a8-dynamic", *(pytest.param(s, marks=pytest.mark.slow) for s in ("w4+all", "fp16"))]
+)
 def test_same_program_same_bytes(exported: Callable, scheme: str, tmp_path: Path) -> None:
     program, folder, _ = exported(scheme)
     target.export(program.path, tmp_path, max_length=MAX_LENGTH)

@@ -79,7 +79,11 @@ def constants(path: Path) -> dict[str, list[np.ndarray]]:
     return found
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+QUICK = ("w8a8", "w4")
+ALL = [pytest.param(scheme, marks=[] if scheme in QUICK else pytest.mark.slow) for scheme in SCHEMES]
+
+
+@pytest.mark.parametrize("scheme", ALL)
 def test_golden_logits_in_plain_openvino_and_in_the_session(exported, scheme: str) -> None:  # type: ignore[no-untyped-def]
     program, out, facts = exported(scheme)
     inputs, expected = golden_of(program)
@@ -172,7 +176,14 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
             assert np.abs(numbers - end).min() <= 2**-23 * abs(end), (scale, zero, end)
 
 
-@pytest.mark.parametrize(("scheme", "kind"), [("w8", "i8"), ("w4", "i4"), ("fp16", "f16")])
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("w4", "i4"),
+        pytest.param("w8", "i8", marks=pytest.mark.slow),
+        pytest.param("fp16", "f16", marks=pytest.mark.slow),
+    ],
+)
 def test_small_weights_are_small_in_the_file(exported, scheme: str, kind: str) -> None:  # type: ignore[no-untyped-def]
     program, out, _ = exported(scheme)
     found = sorted(one.tobytes() for one in constants(out)[kind])
@@ -204,6 +215,7 @@ def test_any_batch_and_length(exported) -> None:  # type: ignore[no-untyped-def]
         np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4 * np.ptp(together))
 
 
+@pytest.mark.slow
 def test_same_program_same_bytes_in_another_process(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Nothing of this machine stands in them, and the reporting package is not even imported."""
     program, out, _ = exported("w8a8")
