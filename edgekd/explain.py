@@ -20,7 +20,9 @@ from edgekd.artifact import Artifact, Facts, read_json, write_json
 from edgekd.errors import BadInput, EdgekdError
 from edgekd.recipe import Recipe
 
-DIVERGES = 0.005  # mean |difference| as a share of a tensor's range: rounding ties stay below 0.001 (docs/log.md)
+DIVERGES = (
+    0.005  # mean |difference| as a share of a tensor's range: a judgement, above rounding ties, below a lost scale
+)
 SLOW_SHARE = 0.02  # operators below this share of the time are summed up
 ROWS = 3  # golden examples that judge a layer
 

@@ -45,7 +45,6 @@ class Stage:
 
 TRAINING = ("torch", "transformers", "numpy")
 TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
-JUDGED = ("distill.temperature", "gate.max_accuracy_drop")
 QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage(

@@ -41,10 +41,8 @@ def save(folder: Path, index: int, rows: Sequence[dict[str, np.ndarray]], out: P
     whole = _read(folder)
     module: Any = whole.module()
     _end_with(module, _end(_linears(module.graph)[index]))
-    names = [node.name for node in module.graph.find_nodes(op="placeholder")]
-    dims = [{axis: dim for axis, dim in enumerate(_axes(whole, number))} for number, _ in enumerate(names)]
     example = tuple(torch.from_numpy(np.concatenate([rows[0][k]] * 2)) for k in rows[0])
-    made = torch.export.export(module, example, dynamic_shapes=[{k: v for k, v in d.items() if v} for d in dims])
+    made = torch.export.export(module, example, dynamic_shapes=_dynamic(whole))
     programs.save(made, out)
     integers = to_integers(copy.deepcopy(made.module()))  # type: ignore[arg-type]
     with torch.inference_mode():
@@ -85,11 +83,13 @@ def _end_with(module: GraphModule, node: Node) -> None:
     module.recompile()
 
 
-def _axes(program: torch.export.ExportedProgram, number: int) -> list[Any]:
-    """Which axes of an input are dynamic."""
-    placeholder = [n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs][number]
-    shape = placeholder.meta["val"].shape
-    return [torch.export.Dim.AUTO if not isinstance(size, int) else None for size in shape]
+def _dynamic(program: torch.export.ExportedProgram) -> list[dict[int, Any]]:
+    """The dynamic axes of every input, as ``torch.export`` takes them."""
+    shapes = [
+        node.meta["val"].shape for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
+    ]
+    auto = torch.export.Dim.AUTO
+    return [{axis: auto for axis, size in enumerate(shape) if not isinstance(size, int)} for shape in shapes]
 
 
 def _name(node: Node) -> str:

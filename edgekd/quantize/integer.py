@@ -43,8 +43,7 @@ def int8_linear(
     out_zero: int,
 ) -> torch.Tensor:
     """int8 [..., I] times int8 [O, I] to int8 [..., O]. float64 holds the 32-bit accumulator exactly."""
-    bias_q = (bias.double() / (in_scale * w_scale.double())).round()
-    accumulator = F.linear(x_q.double() - in_zero, weight_q.double()) + bias_q
+    accumulator = _accumulated(x_q, in_scale, in_zero, weight_q, w_scale, bias)
     one = torch.tensor
     multiplier = one(in_scale, dtype=torch.float32) * w_scale / one(out_scale, dtype=torch.float32)
     return ((accumulator.float() * multiplier).round() + out_zero).clamp(-128, 127).to(torch.int8)
@@ -59,9 +58,21 @@ def int8_linear_float(
     bias: torch.Tensor,
 ) -> torch.Tensor:
     """int8 [..., I] times int8 [O, I] to float32 [..., O]: the same accumulator and bias, scaled once."""
-    bias_q = (bias.double() / (in_scale * w_scale.double())).round()
-    accumulator = F.linear(x_q.double() - in_zero, weight_q.double()) + bias_q
+    accumulator = _accumulated(x_q, in_scale, in_zero, weight_q, w_scale, bias)
     return accumulator.float() * (torch.tensor(in_scale, dtype=torch.float32) * w_scale)
+
+
+def _accumulated(
+    x_q: torch.Tensor,
+    in_scale: float,
+    in_zero: int,
+    weight_q: torch.Tensor,
+    w_scale: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """The int32 accumulator of a static layer, its int32 bias included, as float64 [..., O]."""
+    bias_q = (bias.double() / (in_scale * w_scale.double())).round()
+    return F.linear(x_q.double() - in_zero, weight_q.double()) + bias_q
 
 
 def int8_linear_tokens(

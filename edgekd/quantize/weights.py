@@ -82,9 +82,8 @@ def _from_library(
     logging.getLogger("neural_compressor").setLevel(logging.WARNING)
     common = {"bits": LAYERS["w4"].weight_bits, "use_sym": True, "group_size": scheme.group}
     settings = {
-        "gptq": lambda: library.GPTQConfig(
-            **common, act_order=False, model_path="."
-        ),  # unused; without it, it asks the hub
+        # The path is not read; without one it asks the hub.
+        "gptq": lambda: library.GPTQConfig(**common, act_order=False, model_path="."),
         "awq": lambda: library.AWQConfig(**common, use_auto_scale=False),  # its scaling would change other layers too
     }[how]()
     batches = [pad([rows[i] for i in some], pad_id, task.INPUTS) for some in same_length_batches(rows, 16)]
