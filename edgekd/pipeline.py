@@ -160,7 +160,7 @@ def steps(recipe: Recipe) -> list[Step]:
     student = {"student": recipe.distill.student.model}
     members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
     table = [Step("data", DATA, sources=sources), Step("teach", TEACH, {"data": "data"}, sources=members)]
-    for kind in ("student", "baseline") if recipe.distill.baseline else ("student",):
+    for kind in ("student", "baseline") if recipe.distill.baseline and recipe.distill.max_steps != 0 else ("student",):
         table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
     distilled = {"distill": "distill-student"}
     for scheme in _schemes(recipe):

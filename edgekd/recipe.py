@@ -149,7 +149,9 @@ class Distill(Section):
 
     student: Student = Field(default_factory=Student, description="The student's shape and start.")
     epochs: float = Field(10, gt=0, description="Passes over the training and the transfer rows.")
-    max_steps: int | None = Field(None, ge=1, description="Steps instead of epochs.")
+    max_steps: int | None = Field(
+        None, ge=0, description="Steps instead of epochs; 0 takes the student as it starts, and trains no baseline."
+    )
     batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["linear", "cosine"] = Field("linear", description="How the learning rate falls to 0.")

@@ -227,9 +227,10 @@ def _first_step(
     if len(parts) > 1 and parts[loud] > 0.95 * sum(parts.values()):
         yield "loss at step 0", "note", f"{loud} is {parts[loud] / sum(parts.values()):.0%} of it: lower its weight"
     count = sum(map(len, splits.values()))
-    steps = settings.max_steps or round(settings.epochs * -(-count // settings.batch_size))
+    steps = round(settings.epochs * -(-count // settings.batch_size))
+    steps = steps if settings.max_steps is None else settings.max_steps
     label = (count + sum(data.facts["rows"][name] for name in ("validation", "test"))) * ask.seconds / max(1, ask.rows)
-    both = 2 if settings.baseline else 1
+    both = 2 if settings.baseline and steps else 1
     yield (
         "time",
         "ok",

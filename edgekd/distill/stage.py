@@ -74,22 +74,27 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         return order if settings.choose == "metric" else order[::-1]
 
     per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
-    max_steps = settings.max_steps or max(1, round(settings.epochs * per_epoch))
+    planned = max(1, round(settings.epochs * per_epoch))
+    max_steps = planned if settings.max_steps is None else settings.max_steps
     parameters = float(sum(p.numel() for p in model.parameters()))
     began = time.monotonic()
-    history = trainer.train(
-        model,
-        rows,
-        settings,
-        lessons,
-        max_steps=max_steps,
-        evaluate_every=min(max(1, round(settings.evaluate_every * per_epoch)), max_steps),
-        seed=seed,
-        scratch=out / SCRATCH,
-        judge=judge,
-        better=better,
-        progress=inputs.progress,
-        evaluated=lambda step, steps, metrics: inputs.evaluated(step, steps, {**metrics, "parameters": parameters}),
+    history = (
+        trainer.train(
+            model,
+            rows,
+            settings,
+            lessons,
+            max_steps=max_steps,
+            evaluate_every=min(max(1, round(settings.evaluate_every * per_epoch)), max_steps),
+            seed=seed,
+            scratch=out / SCRATCH,
+            judge=judge,
+            better=better,
+            progress=inputs.progress,
+            evaluated=lambda step, steps, metrics: inputs.evaluated(step, steps, {**metrics, "parameters": parameters}),
+        )
+        if max_steps
+        else [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     )
     seconds = time.monotonic() - began
     model = model.cpu().eval()
@@ -117,7 +122,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "steps": steps,
         "max_steps": max_steps,
         "seconds": seconds,
-        "seconds_per_step": seconds / steps,
+        "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
     }
 

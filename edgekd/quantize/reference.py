@@ -41,6 +41,13 @@ def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor, top: int = W
     return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-top, top)
 
 
+def short(scale: torch.Tensor) -> torch.Tensor:
+    """``scale`` (float32) in 16 significant bits: its products with int8 and with 255 are exact, so the ends of a range
+    give back its scale, whoever divides them."""
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp((mantissa * 2**16).round(), exponent - 16)
+
+
 def group_scale(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
     """The int4 scale of every ``group`` inputs, [O, I / group] float32: max |w| / 7, so that nothing is cut."""
     return weight_scale(weight_OI.reshape(-1, group), W4MAX).reshape(len(weight_OI), -1)
@@ -105,18 +112,20 @@ class ActivationQuantizer(nn.Module):
             self.log_scale.fill_(scale).log_()
             self.zero_point.fill_(min(max(round(QMIN - low / scale), QMIN), QMAX))
 
+    def _scale(self) -> torch.Tensor:
+        scale = self.log_scale.exp()
+        return StraightThrough.apply(scale, short(scale.detach()))
+
     def numbers(self) -> tuple[float, int]:
         """Scale (a float32 value: every runtime stores that) and zero point, as they are shipped."""
-        return float(self.log_scale.detach().exp()), int(self.zero_point.detach().round().clamp(QMIN, QMAX))
+        return float(self._scale().detach()), int(self.zero_point.detach().round().clamp(QMIN, QMAX))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.observer is not None:
             self.observer.add(x)
             return x
         factor = 1.0 / (x.numel() * QMAX) ** 0.5  # gradient scale of LSQ (arXiv:1902.08153, section 2.2)
-        return torch._fake_quantize_learnable_per_tensor_affine(
-            x, self.log_scale.exp(), self.zero_point, QMIN, QMAX, factor
-        )
+        return torch._fake_quantize_learnable_per_tensor_affine(x, self._scale(), self.zero_point, QMIN, QMAX, factor)
 
 
 def token_numbers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -94,7 +94,12 @@ SCHEMES = {
     for scheme in (
         Scheme("fp32", 32, "the float sibling"),
         Scheme("fp16", 16, "half-precision weights; arithmetic in float, half precision where the runtime says so"),
-        Scheme("w8a8", 8, "int8 weights per channel, int8 activations per tensor, static; int8 embeddings"),
+        Scheme(
+            "w8a8",
+            8,
+            "int8 weights per channel, int8 activations per tensor, static; int8 embeddings",
+            overrides={CONTRACTING: "w8a8-float-output"},
+        ),
         Scheme("w8a8-dynamic", 8, "int8 weights per channel, int8 activations per token, chosen at run time"),
         Scheme("w8", 8, "int8 weights per channel, float arithmetic: size only"),
         Scheme("w4", 8, "int4 weights in groups of inputs, float arithmetic; int8 embeddings"),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts, write_atomic
 from edgekd.errors import BadInput, StepFailed
+from edgekd.targets._anchors import anchor_ranges
 from edgekd.targets._contract import Session, example, float_bound, has_sequence, load_program, read_signature, require
 
 if TYPE_CHECKING:
@@ -33,16 +34,16 @@ if TYPE_CHECKING:
 suffix = ".pte"
 extra = "executorch"
 distributions = ("executorch", "torch")
-accepts = frozenset({"fp32", "w8", "w8a8", "w8a8-dynamic"})
+accepts = frozenset({"fp32", "w8", "w8a8", "w8a8-float-output", "w8a8-dynamic"})
 refuses = {
     "fp16": "XNNPACK gets weights of the activations' type only: products with halves stay in slow portable operators",
     "w4": "XNNPACK multiplies groups of int4 with int8 activations only, which is another scheme",
-    "w8a8-float-output": "XNNPACK has no kernel from static int8 to floats; w8a8-dynamic has one",
 }
 slow = False
 benchable = True
 
 PASSES = [
+    anchor_ranges.__name__,
     "attention without the guard for rows masked whole",
     "bias of layers with int8 weights alone added apart",
     "one float mask for all layers",
@@ -132,6 +133,7 @@ def legalise(
     import torch
 
     module: Any = program.module()
+    anchor_ranges(module)
     split_bias(module)
     share_masks(module)
     length = torch.export.Dim("length", min=2, max=max_length)

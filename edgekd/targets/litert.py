@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
 from edgekd.errors import BadInput, Environment
+from edgekd.targets._anchors import anchor_ranges
 from edgekd.targets._contract import (
     example,
     float_bound,
@@ -45,10 +46,8 @@ if TYPE_CHECKING:
 suffix = ".tflite"
 extra = "litert"
 distributions = ("ai-edge-litert", "litert-converter", "litert-torch", "torch")
-accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-dynamic"})
-refuses = {
-    "w8a8-float-output": "XNNPACK has no kernel from static int8 inputs to float outputs; w8a8-dynamic gives floats",
-}
+accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-float-output", "w8a8-dynamic"})
+refuses: dict[str, str] = {}
 slow = False
 benchable = True
 
@@ -150,10 +149,12 @@ def legalise(module: torch.fx.GraphModule) -> tuple[list[str], list[Stored]]:
 
     A float module is left alone.
     """
+    passes = [anchor_ranges.__name__] if anchor_ranges(module) else []
     lifted = lift_weights(module)
-    passes = [lift_weights.__name__] if lifted else []
+    passes += [lift_weights.__name__] if lifted else []
     if unfold_weights(module):
-        passes += [unfold_weights.__name__, *(step.__name__ for step in (add_constants, keep_inputs) if step(module))]
+        steps = (keep_rounding, add_constants, keep_inputs)
+        passes += [unfold_weights.__name__, *(step.__name__ for step in steps if step(module))]
     return passes, lifted
 
 
@@ -184,6 +185,23 @@ def unfold_weights(module: torch.fx.GraphModule) -> int:
     module.graph.eliminate_dead_code()
     module.recompile()
     return changed
+
+
+def keep_rounding(module: torch.fx.GraphModule) -> int:
+    """A quantized tensor passes two negations before a ReLU, so that it is rounded before.
+
+    The converter would fuse the ReLU into the layer before it, and drop that layer's own rounding. Exact. Returns the
+    number of them.
+    """
+    import torch
+
+    relu, dequantize = torch.ops.aten.relu.default, torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    relus = module.graph.find_nodes(op="call_function", target=relu)
+    found = [node for node in relus if node.args[0].target is dequantize]
+    for node in found:
+        node.update_arg(0, _negated_twice(module.graph, node.args[0]))
+    module.recompile()
+    return len(found)
 
 
 def add_constants(module: torch.fx.GraphModule) -> int:
@@ -225,20 +243,26 @@ def keep_inputs(module: torch.fx.GraphModule) -> int:
     Where the first thing that happens to an input is its quantization, the converter would leave that to the app.
     Exact; what the converter can see through (a sum with zero, a maximum) does not help. Returns the number of inputs.
     """
-    import torch
-
     changed = 0
     for node in module.graph.find_nodes(op="placeholder"):
         if not node.meta["val"].is_floating_point():
             continue
-        with module.graph.inserting_after(node):
-            once = module.graph.call_function(torch.ops.aten.neg.default, (node,))
-        with module.graph.inserting_after(once):
-            twice = module.graph.call_function(torch.ops.aten.neg.default, (once,))
-        node.replace_all_uses_with(twice, delete_user_cb=lambda user, once=once: user is not once)
+        users = list(node.users)
+        twice = _negated_twice(module.graph, node)
+        for user in users:
+            user.replace_input_with(node, twice)
         changed += 1
     module.recompile()
     return changed
+
+
+def _negated_twice(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
+    import torch
+
+    with graph.inserting_after(node):
+        once = graph.call_function(torch.ops.aten.neg.default, (node,))
+    with graph.inserting_after(once):
+        return graph.call_function(torch.ops.aten.neg.default, (once,))
 
 
 def _stored(module: torch.fx.GraphModule, node: torch.fx.Node) -> torch.Tensor | None:

@@ -22,6 +22,7 @@ from edgekd.artifact import Facts
 from edgekd.errors import StepFailed
 from edgekd.quantize.integer import DEQUANTIZE, DEQUANTIZE_GROUPS, DEQUANTIZE_TOKENS, LINEAR, QUANTIZE
 from edgekd.quantize.reference import QMAX, QMIN
+from edgekd.targets._anchors import ENDS
 
 EMBEDDING = torch.ops.aten.embedding.default
 LEAST_BYTES = 8  # fewer are found in any larger file by chance
@@ -73,10 +74,13 @@ def integer_layers(program: torch.export.ExportedProgram) -> int:
     return sum(source in (DEQUANTIZE, DEQUANTIZE_TOKENS) for source in sources)
 
 
-def _folded(program: torch.export.ExportedProgram, stored: Sequence[Stored], length: int) -> dict[str, np.ndarray]:
-    """By tensor, the float32 rows of each quantized table that is read at places known in advance (positions).
+def _folded(
+    program: torch.export.ExportedProgram, stored: Sequence[Stored], length: int
+) -> dict[str, list[np.ndarray]]:
+    """By tensor, the rows of each quantized table that is read at places known in advance (positions).
 
-    A converter to one ``length`` computes such rows once: integers times scale, one rounding, or halves as floats.
+    A converter to one ``length`` cuts them out, as they are, or computes them too: integers times scale, one rounding,
+    or halves as floats.
     """
     named = {one.name: one.values for one in stored}
     sources = program.graph_signature.inputs_to_buffers
@@ -89,14 +93,18 @@ def _folded(program: torch.export.ExportedProgram, stored: Sequence[Stored], len
             return node.name in given
         return any(depends(one) for one in node.all_input_nodes)
 
-    found = {}
+    found: dict[str, list[np.ndarray]] = {}
     for node in program.graph.find_nodes(op="call_function", target=EMBEDDING):
         name = sources.get(node.args[0].name, "")
         if name.endswith(".weight_q") and name in named and not depends(node.args[1]):
             scale = name.removesuffix("weight_q") + "w_scale"
-            rows = named[name][:length].astype(np.float32)
-            found[name] = rows * named[scale][:length] if scale in named else rows
-            found[scale] = found[name]
+            rows = named[name][:length]
+            if scale not in named:
+                found[name] = [rows, rows.astype(np.float32)]
+                continue
+            scales = named[scale][:length]
+            floats = rows.astype(np.float32) * scales
+            found |= {name: [rows, floats], scale: [scales, floats]}
     return found
 
 
@@ -107,8 +115,8 @@ def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int 
     """Whether the artefact holds the Program's integer (and half) weights, their scales and the activation scales.
 
     ``model`` is the artefact's file or package; files beside it that differ in the suffix alone belong to it.
-    ``length`` is that of a fixed-length artefact: its position table may lie there as the rows that it reads, in
-    float32, and is found so (``_folded``).
+    ``length`` is that of a fixed-length artefact: its position table may lie there as the rows that it reads,
+    in float32 or as they are, and is found so (``_folded``).
     ``numbers`` counts single weights and scales that were looked for, ``arrays`` the arrays that they lie in, and
     ``missing`` names what was not found: a weight's or scale's tensor, or ``<layer>.activation_scale=<value>``.
 
@@ -130,7 +138,7 @@ def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int 
     for one in proving:
         place = _find(contents, _spellings(one))
         if place is None and one.name in folded:
-            place = _find(contents, [folded[one.name].tobytes()])
+            place = _find(contents, (rows.tobytes() for rows in folded[one.name]))
         if place is None:
             missing.append(one.name)
         else:
@@ -171,8 +179,9 @@ def _activation_scales(program: torch.export.ExportedProgram) -> dict[tuple[floa
 def _spellings(one: Stored) -> Iterator[bytes]:
     """The bytes of an array as formats spell it: never another number.
 
-    As it is, or transposed; int8 also as uint8 with 128 added. int4: two in a byte, either first, as two's complement
-    or with 8 added (``MatMulNBits``, whose blocks [O, I / block, block / 2] are these rows), or one in a byte. A scale
+    As it is, or transposed; int8 also with two columns of zeros (``targets/_anchors.py``), or as uint8 with 128 added.
+    int4: two in a byte, either first, as two's complement or with 8 added (``MatMulNBits``, whose blocks
+    [O, I / block, block / 2] are these rows), or one in a byte. A scale
     also as a narrower float, where that holds the same value.
     """
     values = one.values
@@ -184,6 +193,8 @@ def _spellings(one: Stored) -> Iterator[bytes]:
                 for first, second in ((0, 1), (1, 0)):
                     yield (nibbles[:, first] | nibbles[:, second] << 4).astype(np.uint8).tobytes()
         yield array.tobytes()
+        if one.kind == "int8" and array is values and values.ndim == 2:
+            yield np.pad(array, ((0, 0), (0, ENDS))).tobytes()
         if one.kind == "int8":
             yield (np.ascontiguousarray(array).view(np.uint8) ^ 128).tobytes()
         if one.kind == "scale":

@@ -98,7 +98,9 @@ def _round_scales(model: nn.Module) -> None:
 
     for layer in model.modules():
         if isinstance(layer, reference.ReferenceLinear):
-            layer.in_scale, layer.out_scale = power(layer.in_scale), power(layer.out_scale)
+            layer.in_scale = power(layer.in_scale)
+            if layer.kind.output:
+                layer.out_scale = power(layer.out_scale)
             layer.w_scale.copy_(torch.tensor([power(scale) for scale in layer.w_scale.tolist()]))
             grid_O = layer.in_scale * layer.w_scale
             layer.bias.copy_((layer.bias / grid_O).round() * grid_O)

@@ -39,6 +39,7 @@ interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 pytest.importorskip("litert_torch")
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
 
+STATIC = replace(schemes.get("w8a8"), overrides={})
 MIXED = replace(schemes.get("w8a8"), overrides={schemes.CONTRACTING: "w8a8-dynamic"})
 STORED = ("w8a8-dynamic", "w8", "w4", "fp16")  # schemes whose weights the converter does not see
 
@@ -51,6 +52,7 @@ def exported(make_program, tmp_path_factory):  # type: ignore[no-untyped-def]
     def made(scheme: str) -> tuple[Any, Path, dict[str, Any]]:
         with pytest.MonkeyPatch.context() as patch:  # a recipe's override, as `mixed`
             patch.setitem(schemes.SCHEMES, "mixed", MIXED)
+            patch.setitem(schemes.SCHEMES, "static", STATIC)
             program = make_program(scheme)
         out = tmp_path_factory.mktemp(f"litert-{scheme}")
         return program, out, target.export(program.path, out, max_length=MAX_LENGTH)
@@ -106,7 +108,7 @@ def test_a_weight_that_cannot_be_unfolded_exactly_is_refused(make_program) -> No
 
 
 def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  # type: ignore[no-untyped-def]
-    program, out, facts = exported("w8a8")
+    program, out, facts = exported("static")
     model, graph = parsed(out / "model.tflite")
     found = [operator for name, operator in operations(model, graph) if name == "FULLY_CONNECTED"]
     kinds = schema.TensorType
@@ -120,7 +122,7 @@ def test_every_quantized_layer_is_one_int8_fully_connected(exported) -> None:  #
 
 def test_xnnpack_takes_all_layers_but_the_activation(exported) -> None:  # type: ignore[no-untyped-def]
     """The runtime itself keeps only GELU (a table look-up in int8); anything else would split the graph further."""
-    for scheme, islands in (("fp32", 1), ("w8a8", LAYERS + 1)):
+    for scheme, islands in (("fp32", 1), ("static", LAYERS + 1), ("w8a8", LAYERS + 1)):
         _, out, _ = exported(scheme)
         interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
         interpreter.allocate_tensors()
@@ -129,7 +131,7 @@ def test_xnnpack_takes_all_layers_but_the_activation(exported) -> None:  # type:
 
 
 def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> None:  # type: ignore[no-untyped-def]
-    program, out, _ = exported("w8a8")
+    program, out, _ = exported("static")
     model, graph = parsed(out / "model.tflite")
     layers = set()
     for name, operator in operations(model, graph):
@@ -164,6 +166,35 @@ def test_trained_weights_and_scales_are_in_the_file_bit_for_bit(exported) -> Non
     quantized = [tensor.quantization for tensor in graph.tensors if tensor.quantization is not None]
     scalars = [q for q in quantized if q.scale is not None and len(q.scale) == 1]
     assert {(np.float32(q.scale[0]), int(q.zeroPoint[0])) for q in scalars} == activation_scales(program)
+
+
+def test_a_layer_with_float_output_is_a_dynamic_one_whose_rows_end_with_the_static_range(exported) -> None:  # type: ignore[no-untyped-def]
+    program, out, facts = exported("w8a8")
+    model, graph = parsed(out / "model.tflite")
+    assert facts["passes"] == ["anchor_ranges", "lift_weights", "unfold_weights"]
+    wide = []
+    for name, operator in operations(model, graph):
+        source, weight, _ = (
+            (graph.tensors[index] for index in operator.inputs[:3]) if name == "FULLY_CONNECTED" else [None] * 3
+        )
+        if weight is not None and source.type == schema.TensorType.FLOAT32:
+            values = stored(model, weight, np.int8)
+            assert operator.builtinOptions.asymmetricQuantizeInputs and not values[:, -2:].any()
+            wide.append(values[:, :-2].tobytes())
+    contracting = [one for name, one in weights(program).items() if name.endswith(("0.output.dense", "1.output.dense"))]
+    assert wide == [one["weight_q"].tobytes() for one in contracting if one["weight_q"].shape == (64, 128)]
+    assert len(wide) == LAYERS
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_default_layers_give_the_programs_logits_bit_for_bit(make_program, tmp_path: Path, family: str) -> None:  # type: ignore[no-untyped-def]
+    """Among them DistilBERT's head, a ReLU between two roundings."""
+    program = make_program("w8a8", family)
+    target.export(program.path, tmp_path, max_length=MAX_LENGTH)
+    inputs, expected = golden_of(program)
+    session = target.open_session(tmp_path)
+    found = np.concatenate([session.run(one) for one in inputs])
+    assert (np.abs(found - expected).max(-1) < 1e-5 * np.ptp(expected)).mean() >= 0.9
 
 
 QUICK = ("fp32", "w8a8", "mixed")

@@ -1,0 +1,69 @@
+"""Static int8 inputs with float outputs, for kernels that choose the range of their inputs row by row.
+
+XNNPACK multiplies int8 inputs of a static scale to int8 outputs only; to floats it multiplies inputs whose range it
+takes from each row. So each row gets two columns more, the ends of the static range: then the range of every row is
+the static one, and with it scale and zero point. The weights of these columns are zero. Exact, because an activation
+scale has 16 significant bits (``quantize/reference.py``): both ends and their distance are float32 numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+from edgekd.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+QMIN, QMAX = -128, 127
+ENDS = 2  # columns
+
+
+def anchor_ranges(module: torch.fx.GraphModule) -> int:
+    """Respell every layer of static int8 inputs and float output with inputs by token, in place; how many.
+
+    ``linear(static(x), W)`` becomes ``linear(by_token(cat([clamp(x), low, high])), [W, 0, 0])``.
+    """
+    import torch
+    import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+
+    aten, ops = torch.ops.aten, torch.ops.quantized_decomposed
+    graph, changed = module.graph, 0
+    anchored: dict[tuple[torch.fx.Node, float, int], torch.fx.Node] = {}
+    for node in list(graph.find_nodes(op="call_function", target=aten.linear.default)):
+        source, weight = node.args[:2]
+        if source.target is not ops.dequantize_per_tensor.default:
+            continue
+        if any(user.target is ops.quantize_per_tensor.default for user in node.users):
+            continue
+        x, scale, zero = source.args[0].args[:3]
+        if weight.target is not ops.dequantize_per_channel.default:
+            raise BadInput(f"'{node.name}' has static int8 inputs and other weights than int8", where="anchor_ranges")
+        stored: torch.Tensor = operator.attrgetter(str(weight.args[0].target))(module)
+        module.register_buffer(f"anchored_weight_{changed}", torch.nn.functional.pad(stored, (0, ENDS)))
+        if (x, scale, zero) not in anchored:
+            low, high = float((QMIN - zero) * scale), float((QMAX - zero) * scale)
+            name = f"range_{len(anchored)}"
+            module.register_buffer(name, torch.tensor([low, high]))
+            with graph.inserting_before(node):
+                inside = graph.call_function(aten.clamp.default, (x, low, high))
+                two = graph.call_function(aten.slice.Tensor, (inside, -1, 0, ENDS))
+                nothing = graph.call_function(aten.mul.Tensor, (two, 0.0))
+                ends = graph.call_function(aten.add.Tensor, (nothing, graph.get_attr(name)))
+                row = graph.call_function(aten.cat.default, ([inside, ends], -1))
+                chosen = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (row, torch.int8))
+                numbers = [graph.call_function(operator.getitem, (chosen, index)) for index in (0, 1)]
+                limits = (*numbers, QMIN, QMAX, torch.int8)
+                integers = graph.call_function(ops.quantize_per_token.default, (row, *limits))
+                floats = graph.call_function(ops.dequantize_per_token.default, (integers, *limits, torch.float32))
+            anchored[x, scale, zero] = floats
+        with graph.inserting_before(node):
+            wide = graph.get_attr(f"anchored_weight_{changed}")
+            wider = graph.call_function(weight.target, (wide, *weight.args[1:]))
+        node.update_arg(0, anchored[x, scale, zero])
+        node.update_arg(1, wider)
+        changed += 1
+    graph.eliminate_dead_code()
+    module.recompile()
+    return changed
