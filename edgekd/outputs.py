@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from edgekd.errors import BadInput
@@ -46,6 +46,15 @@ def read_outputs(path: Path) -> list[np.ndarray]:
     if (lengths < 0).any() or lengths.sum() != len(logits):
         raise _broken(path, "its lengths do not add up")
     return np.split(logits, lengths.cumsum()[:-1])
+
+
+def read_rows(path: Path) -> list[int] | None:
+    """Rows of the split that the outputs in this file belong to; None where they are all of it."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return [int(row) for row in file.get_tensor("rows")] if "rows" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, str(error)) from None
 
 
 def _broken(path: Path, what: str) -> BadInput:

@@ -597,6 +597,7 @@ def report(result: Result) -> dict[str, Any]:
             failures={step: error.line() for step, error in result.failures.items()},
             headline=registry.load("tasks", result.recipe.task).HEADLINE,
             discordant=_discordant(result),
+            agreement=_agreement(result),
         )
     )
     artifact.write_json(result.folder / "report.json", document)
@@ -619,6 +620,31 @@ def _discordant(result: Result) -> tuple[int, int] | None:
     if student is None or baseline is None:
         return None
     return int((student & ~baseline).sum()), int((baseline & ~student).sum())
+
+
+def _agreement(result: Result) -> dict[str, list[dict[str, Any]]]:
+    """By scheme, how far every two of its artefacts, the Program and the float student agree on the test rows."""
+    from edgekd.outputs import read_outputs, read_rows
+    from edgekd.report.agreement import Answers, pairs
+
+    def answers(step: str, file: str) -> dict[str, Answers]:
+        if step not in result.steps:
+            return {}
+        path = result.steps[step].file(file)
+        outputs = read_outputs(path)
+        return {step: Answers(read_rows(path) or range(len(outputs)), outputs)}
+
+    task, found = registry.load("tasks", result.recipe.task), {}
+    for scheme in _schemes(result.recipe):
+        models = answers("distill-student", "test_logits.safetensors")
+        models |= answers(f"quantize-{scheme}", "reference.safetensors")
+        for target in result.recipe.export.targets:
+            models |= answers(f"verify-{target}-{scheme}", "logits.safetensors")
+        if any(name.startswith("verify-") for name in models):
+            names = {"distill-student": "student", f"quantize-{scheme}": "program"}
+            named = {names.get(step, step.split("-")[1]): one for step, one in models.items()}
+            found[scheme] = pairs(named, task.agree)
+    return found
 
 
 def exit_code(result: Result) -> int:

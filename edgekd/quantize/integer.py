@@ -8,10 +8,15 @@ multiplier). The input is quantized by multiplying with the float32 reciprocal o
 PyTorch do; onnxruntime divides, which differs on rare ties. A dynamic layer takes a scale for each token from the
 token itself, in float32 as XNNPACK does, and gives floats. Layers whose weights alone are integers compute in float,
 as their scheme says. A layer that is only half quantized is an error, never silently float.
+
+Between them, attention, norms and activations are floats, summed and approximated by every runtime in its own way:
+the last bit differs, and now and then a value falls to the other side of a rounding tie. They are computed in float64
+here and rounded once, so that a runtime differs from the Program by its own error alone, not by PyTorch's too.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -30,6 +35,17 @@ DEQUANTIZE_WEIGHT, DEQUANTIZE_GROUPS = qd.dequantize_per_channel.default, qd.deq
 TOKENS = qd.choose_qparams_per_token_asymmetric.default
 QUANTIZE_TOKENS, DEQUANTIZE_TOKENS = qd.quantize_per_token.default, qd.dequantize_per_token.default
 LINEAR = torch.ops.aten.linear.default
+aten = torch.ops.aten
+FLOATS = (  # of one rounding
+    aten.layer_norm.default,
+    aten.scaled_dot_product_attention.default,
+    aten.softmax.int,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.tanh.default,
+    aten.rsqrt.default,
+    aten.mean.dim,
+)
 
 
 def int8_linear(
@@ -107,6 +123,10 @@ def to_integers(module: GraphModule) -> GraphModule:
                 raise ValueError(f"{node.name}: its output is quantized and its input is not; it is half quantized")
             _weight(weight, module)
     graph.eliminate_dead_code()
+    if any(node.target in (int8_linear, int8_linear_float, int8_linear_tokens) for node in graph.nodes):
+        for node in graph.nodes:
+            if node.target in FLOATS:
+                node.target = rounded_once(node.target)
     for node in graph.nodes:
         if node.target is DEQUANTIZE and node.args[0].target is int8_linear:
             if _activation(node, DEQUANTIZE)[1:] != node.args[0].args[6:]:
@@ -117,6 +137,20 @@ def to_integers(module: GraphModule) -> GraphModule:
             raise ValueError(f"{node.name}: something beside a linear layer reads quantized weights")
     module.recompile()
     return module
+
+
+@functools.cache
+def rounded_once(operator: OpOverload) -> Callable[..., torch.Tensor]:
+    """The operator on float32 tensors, computed in float64 and rounded to float32."""
+
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+    def computed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        found: torch.Tensor = operator(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
+        return found.float()
+
+    return computed
 
 
 def _static(module: GraphModule, node: Node) -> None:

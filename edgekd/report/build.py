@@ -33,7 +33,7 @@ class RunFacts:
     ``artifacts`` are ``(name, target, scheme)`` in the order of the recipe; ``exports``, ``verifications``
     and ``verdicts`` go by that name ("onnx-w8a8"), and lack those that did not come out.
     ``discordant`` counts the test rows that only the student, and only the baseline, answers rightly: with it
-    the interval of the gain is paired, and so narrower.
+    the interval of the gain is paired, and so narrower. ``agreement`` has, by scheme, what ``agreement.pairs`` gives.
     """
 
     name: str
@@ -54,6 +54,7 @@ class RunFacts:
     failures: Mapping[str, str] = field(default_factory=dict)
     headline: str = "accuracy"
     discordant: tuple[int, int] | None = None
+    agreement: Mapping[str, Sequence[Facts]] = field(default_factory=dict)
 
 
 def document(run: RunFacts) -> Document:
@@ -99,6 +100,7 @@ def document(run: RunFacts) -> Document:
             | {"kinds": dict(Counter(layer["kind"] for layer in facts.get("layers", [])))}
             for scheme, facts in run.quantize.items()
         },
+        "agreement": {scheme: [dict(pair) for pair in pairs] for scheme, pairs in run.agreement.items()},
         "measurements": dict(run.bench) if run.bench else None,
         "curves": {
             kind: curves(facts["history"], run.headline)

@@ -47,6 +47,7 @@ def html(document: Document) -> str:
         keys=keys,
         cards=cards(document),
         others=other_metrics(document),
+        agreements={scheme: matrix(pairs) for scheme, pairs in document["agreement"].items() if pairs},
     )
     return text
 
@@ -79,6 +80,14 @@ def other_metrics(document: Document) -> list[str]:
     known = [name for kind in ("teacher", "student") for name in document[kind]["metrics"]]
     skipped = {document["headline"], "teacher_agreement"}
     return [name for name in dict.fromkeys(known) if name not in skipped and not name.endswith("_ci")]
+
+
+def matrix(pairs: Sequence[Document]) -> dict[str, Any]:
+    """Pairs as the lower triangle of a table: ``columns``, and ``rows`` of a name and as many cells (or None)."""
+    names = list(dict.fromkeys(pair[side] for pair in pairs for side in ("one", "other")))
+    found = {(pair["other"], pair["one"]): pair for pair in pairs}
+    columns, rows = names[:-1], names[1:]
+    return {"columns": columns, "rows": [(name, [found.get((name, column)) for column in columns]) for name in rows]}
 
 
 def points(value: float | None) -> str:

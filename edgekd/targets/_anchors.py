@@ -2,8 +2,9 @@
 
 XNNPACK multiplies int8 inputs of a static scale to int8 outputs only; to floats it multiplies inputs whose range it
 takes from each row. So each row gets two columns more, the ends of the static range: then the range of every row is
-the static one, and with it scale and zero point. The weights of these columns are zero. Exact, because an activation
-scale has 16 significant bits (``quantize/reference.py``): both ends and their distance are float32 numbers.
+the static one, and with it scale and zero point. The weights of these columns are zero. The row was rounded to the
+static steps before, so it is found on them again: exactly, because an activation scale has 16 significant bits
+(``quantize/reference.py``), and so both ends and their distance are float32 numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ENDS = 2  # columns
 def anchor_ranges(module: torch.fx.GraphModule) -> int:
     """Respell every layer of static int8 inputs and float output with inputs by token, in place; how many.
 
-    ``linear(static(x), W)`` becomes ``linear(by_token(cat([clamp(x), low, high])), [W, 0, 0])``.
+    ``linear(static(x), W)`` becomes ``linear(by_token(cat([static(x), low, high])), [W, 0, 0])``.
     """
     import torch
     import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
@@ -43,15 +44,13 @@ def anchor_ranges(module: torch.fx.GraphModule) -> int:
         stored: torch.Tensor = operator.attrgetter(str(weight.args[0].target))(module)
         module.register_buffer(f"anchored_weight_{changed}", torch.nn.functional.pad(stored, (0, ENDS)))
         if (x, scale, zero) not in anchored:
-            low, high = float((QMIN - zero) * scale), float((QMAX - zero) * scale)
             name = f"range_{len(anchored)}"
-            module.register_buffer(name, torch.tensor([low, high]))
+            module.register_buffer(name, torch.tensor([(end - zero) * scale for end in (QMIN, QMAX)]))
             with graph.inserting_before(node):
-                inside = graph.call_function(aten.clamp.default, (x, low, high))
-                two = graph.call_function(aten.slice.Tensor, (inside, -1, 0, ENDS))
+                two = graph.call_function(aten.slice.Tensor, (source, -1, 0, ENDS))
                 nothing = graph.call_function(aten.mul.Tensor, (two, 0.0))
                 ends = graph.call_function(aten.add.Tensor, (nothing, graph.get_attr(name)))
-                row = graph.call_function(aten.cat.default, ([inside, ends], -1))
+                row = graph.call_function(aten.cat.default, ([source, ends], -1))
                 chosen = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (row, torch.int8))
                 numbers = [graph.call_function(operator.getitem, (chosen, index)) for index in (0, 1)]
                 limits = (*numbers, QMIN, QMAX, torch.int8)

@@ -175,7 +175,7 @@ def test_calibration_finds_the_exact_percentile_of_every_token() -> None:
         qat.calibrate(prepared, rows, percentile)
         low, high = np.quantile(values, [1 - percentile, percentile], method="nearest")
         scale, _ = prepared.a.input_quantizer.numbers()
-        assert scale == pytest.approx((high - low) / 255, rel=1e-6)
+        assert scale == pytest.approx((high - low) / 255, rel=2**-16)  # of 16 significant bits
         assert prepared.a.input_quantizer is prepared.b.input_quantizer
         assert all(quantizer.observer is None for quantizer in reference.quantizers(prepared))
 
@@ -221,7 +221,10 @@ def test_layers_that_read_one_tensor_share_one_scale(pair) -> None:  # type: ign
         m for n, m in names.items() if n.rpartition(".")[2] in ("query", "key", "value", "q_lin", "k_lin", "v_lin")
     ]
     assert len({id(layer.input_quantizer) for layer in group}) == len(group) // 3
-    assert len({id(layer.output_quantizer) for layer in names.values()}) == len(names)
+    outputs = [layer.output_quantizer for layer in names.values() if layer.kind.output]
+    assert (
+        len(set(map(id, outputs))) == len(outputs) == len(names) - 2
+    )  # the contracting layer of each block gives floats
 
 
 def test_the_exported_graph_is_canonical_and_survives_the_disk(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -233,8 +236,9 @@ def test_the_exported_graph_is_canonical_and_survives_the_disk(exported, tmp_pat
     for node in linears:
         assert node.args[0].target is integer.DEQUANTIZE and node.args[0].args[0].target is integer.QUANTIZE
         assert node.args[1].target is integer.DEQUANTIZE_WEIGHT
-        assert [user.target for user in node.users] == [integer.QUANTIZE]
-        for scale in (node.args[0].args[1], next(iter(node.users)).args[1]):
+        outputs = [user.args[1] for user in node.users if user.target is integer.QUANTIZE]
+        assert len(outputs) == len(node.users) or not outputs
+        for scale in (node.args[0].args[1], *outputs):
             assert float(np.float32(scale)) == scale
     batch = qat.pad(encoded()[:3], 0)
     loaded = torch.export.load(tmp_path / program.FILE).module()
@@ -272,11 +276,11 @@ def test_every_layer_of_the_program_runs_in_integers_and_stays_close_to_float(ex
     integers = program.integer_module(made)
     targets = [node.target for node in integers.graph.nodes]
     assert integer.LINEAR not in targets
-    assert targets.count(integer.int8_linear) == sum(
-        isinstance(m, reference.ReferenceLinear) for m in converted.modules()
-    )
+    layers = [m for m in converted.modules() if isinstance(m, reference.ReferenceLinear)]
+    assert targets.count(integer.int8_linear) == sum(m.kind.output for m in layers)
+    assert targets.count(integer.int8_linear_float) == sum(not m.kind.output for m in layers) == 2
     rows = encoded()
-    step = [m.out_scale for m in converted.modules() if isinstance(m, reference.ReferenceLinear)][-1]
+    step = layers[-1].out_scale
     gap = (logits(integers, rows) - logits(made.module(), rows)).abs()
     assert gap.max() <= 6 * step and gap.mean() <= step  # rounding ties only
 
@@ -399,7 +403,7 @@ def test_sensitive_layers_are_found_and_named(tiny, distilled, tmp_path: Path) -
     facts = quantize(tiny, distilled, tmp_path / "mixed", *sets)
     mixed, kinds = facts["mixed"], {layer["name"]: layer["kind"] for layer in facts["layers"]}
     assert {name for name, kind in kinds.items() if kind == "w8a8-dynamic"} == set(mixed["upgraded"])
-    assert {row["name"] for row in mixed["layers"]} == set(kinds)
+    assert {row["name"] for row in mixed["layers"]} == {n for n, kind in kinds.items() if kind != "w8a8-float-output"}
     none = quantize(tiny, distilled, tmp_path / "none", *sets[:1], "quantize.mixed={max_drop: 1.0}")
     assert none["mixed"]["upgraded"] == [] and none["mixed"]["reached"]
 

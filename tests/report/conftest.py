@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekd.recipe import Gate
+from edgekd.report import agreement
 from edgekd.report.build import RunFacts
 from edgekd.verify import gate
 
@@ -21,7 +23,14 @@ TARGETS = {
     "coreml": None,
 }  # relative latency; None: no runtime here
 METRICS = {"accuracy": 0.912, "macro_f1": 0.905, "ece": 0.021, "teacher_agreement": 0.951}
+PROGRAM = agreement.Answers([0, 1, 2], [np.float32([0, 8]), np.float32([3, 1]), np.float32([1, 2])])
+STUDENT = agreement.Answers(range(4), [np.float32([0, 9]), np.float32([3, 1]), np.float32([2, 1]), np.float32([5, 6])])
 NAMES = [(f"{target}-{scheme}", target, scheme) for target in TARGETS for scheme in ("fp32", "w8a8")]
+
+
+def same(outputs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """1.0 where both choose alike."""
+    return np.array([float(a.argmax() == b.argmax()) for a, b in zip(outputs, others, strict=True)])
 
 
 def _summary(target: str, scheme: str, tokens: int, ms: float | None, error: str | None = None) -> dict[str, Any]:
@@ -197,6 +206,7 @@ def _run() -> RunFacts:
         verdicts=verdicts,
         bench=bench,
         failures=failures,
+        agreement={"w8a8": agreement.pairs({"student": STUDENT, "program": PROGRAM, "onnx": PROGRAM}, same)},
     )
 
 
