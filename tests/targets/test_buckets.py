@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekd import pipeline, recipe
 from edgekd.targets import _buckets as buckets
 
 HISTOGRAMS = st.dictionaries(st.integers(1, 34), st.integers(0, 50), max_size=9)
@@ -40,3 +41,11 @@ def test_a_long_histogram_is_planned_at_once() -> None:
     histogram = {length: 1 + 4000 // length for length in range(3, 513)}
     found = buckets.plan(histogram, 512, 4)
     assert len(found) == 4 and buckets.padding(histogram, found) < 0.6 < buckets.padding(histogram, [512])
+
+
+def test_only_files_of_fixed_length_depend_on_the_buckets() -> None:
+    text = "teacher: {model: t}\ndata: {train: t.csv}\nexport: {targets: [onnx, executorch, openvino, litert, coreml]}"
+    found = {step.id: step for step in pipeline.steps(recipe.parse(text)) if step.stage == "export"}
+    fixed = {name for name, step in found.items() if "export.buckets" in step.row.reads}
+    assert fixed == {name for name in found if "litert" in name or "coreml" in name}
+    assert fixed == {name for name, step in found.items() if "data" in step.parents}

@@ -294,6 +294,11 @@ def test_a_position_table_may_be_folded_to_the_rows_that_are_read(tmp_path: Path
     words = ["words.weight_q", "words.w_scale"]
     assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[20])["missing"]) == set(words)
     assert len(faithful.faithful(program, tmp_path / "model.bin")["missing"]) == 4  # of any length, nothing is folded
+    several = faithful.faithful(program, tmp_path / "model.bin", lengths=[8, 24])
+    assert len(several["missing"]) == 4  # the rows of one length do not stand for those of the other
+    both = rows[0].tobytes() + rows[1][:24].tobytes() + rows[1][:8].tobytes()
+    (tmp_path / "model.bin").write_bytes(both)
+    assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[8, 24])["missing"]) == set(words)
     cut = [numbers[f"{name}.{part}"].numpy() for name in ("words", "places") for part in ("weight_q", "w_scale")]
     (tmp_path / "model.bin").write_bytes(b"".join(part[:20].tobytes() for part in cut))
     assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[20])["missing"]) == set(words)
