@@ -10,6 +10,7 @@ import _programs
 import _tiny
 import numpy as np
 import pytest
+import torch
 from _programs import MAX_LENGTH, golden_of, rows
 
 from edgekd.artifact import Artifact
@@ -39,6 +40,36 @@ def padded(row: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     return {name: np.pad(value, ((0, 0), (0, size - value.shape[1]))) for name, value in row.items()}
 
 
+def test_merged_graphs_share_their_constants_and_give_the_same_bits() -> None:
+    litert_torch, random = pytest.importorskip("litert_torch"), np.random.default_rng(0)
+    weight = passes.Stored("lifted_0", random.integers(-127, 128, (96, 64)).astype(np.int8), np.ones(96), "dynamic")
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor, lifted_0: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, lifted_0)
+
+    rows = {name: random.normal(size=(1, size, 64)).astype(np.float32) for name, size in (("long", 9), ("short", 4))}
+    contents = {}
+    for name, x in rows.items():
+        sample = {"x": torch.from_numpy(x), "lifted_0": torch.zeros(96, 64)}
+        plain = litert_torch.convert(Layer().eval(), sample_kwargs=sample).model_content()
+        contents[name] = passes.store_weights(plain, [weight])
+    merged = passes.merge(contents)
+    held = [bytes(one.data) for one in passes._parsed(merged).buffers if one.data is not None]
+    assert held.count(weight.values.tobytes()) == 1 and len(held) == len(set(held))
+    interpreter = interpreters.Interpreter(model_content=merged, num_threads=1)
+    for part, (name, x) in zip(passes.separate(merged), rows.items(), strict=True):
+        runners = [interpreters.Interpreter(model_content=one).get_signature_runner() for one in (contents[name], part)]
+        expected, alone = (next(iter(one(x=x).values())) for one in runners)
+        (found,) = interpreter.get_signature_runner(name)(x=x).values()
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(alone, expected)
+        assert np.ptp(found) > 0 and found.shape == (1, x.shape[1], 96)
+    assert list(passes.separate(contents["long"])) == [contents["long"]]
+    assert passes.merge({"any": merged}) == merged
+
+
+@pytest.mark.slow
 def test_two_lengths_of_a_tiny_program(tmp_path: Path) -> None:
     program = _tiny.make_program(tmp_path / "program", "w8a8", test=_tiny.texts(12))
     one, two = tmp_path / "one", tmp_path / "two"
@@ -50,7 +81,6 @@ def test_two_lengths_of_a_tiny_program(tmp_path: Path) -> None:
     assert lengths_of(content) == {"serving_default": _tiny.MAX_LENGTH, "tokens_6": 6}
     alone = {length: part for length, part in zip((16, 6), passes.separate(content), strict=True)}
     assert [lengths_of(part) for part in alone.values()] == [{"serving_default": 16}, {"tokens_6": 6}]
-    assert list(passes.separate(alone[6])) == [alone[6]] and passes.merge({"any": alone[6]}) == alone[6]
 
     session = target.open_session(two)
     assert session.observed["lengths"] == [6, _tiny.MAX_LENGTH] and session.observed["provider"] == "XNNPACK"
@@ -119,8 +149,6 @@ def test_every_length_gives_the_programs_logits(exported: Any, scheme: str) -> N
 
 
 def _programs_logits(module: Any, row: dict[str, np.ndarray]) -> np.ndarray:
-    import torch
-
     with torch.inference_mode():
         logits: np.ndarray = module(*(torch.from_numpy(value) for value in row.values())).numpy()
     return logits
