@@ -38,6 +38,7 @@ refuses: dict[str, str] = {
 }
 slow = False
 benchable = True
+fixed_length = False
 
 WEIGHTS = "model.bin"
 STATIC = frozenset({"w8a8", "w8a8-float-output"})
