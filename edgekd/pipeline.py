@@ -63,7 +63,7 @@ DISTILL = Stage(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    3,
+    4,
     (
         "task",
         "seed",

@@ -104,7 +104,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "fixed_length": False,
         "opset": OPSET,
         "passes": passes,
-        "caveats": [VNNI_CAVEAT] if passes else [],
+        "caveats": [VNNI_CAVEAT] if any(node.op_type == "QuantizeLinear" for node in model.graph) else [],
     }
 
 
