@@ -223,7 +223,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id)
-        loss = _loss(model, student, task, rows, inputs, teacher, settings, temperature, knowledge)
+        loss = distance_to(model, student, task, rows, inputs, teacher, settings, temperature, knowledge)
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the loss of quantization-aware training is {loss.item()} at step {step + 1}",
@@ -279,7 +279,7 @@ def _batch(
     return rows, pad(rows, pad_token_id, task.INPUTS), gather(task, outputs)
 
 
-def _loss(
+def distance_to(
     model: nn.Module,
     student: nn.Module,
     task: Any,
@@ -290,6 +290,9 @@ def _loss(
     temperature: float,
     knowledge: bool = True,
 ) -> torch.Tensor:
+    """The loss of ``train``: squared error of the logits to the float student's and, with ``knowledge``, of the hidden
+    states, and the task's own loss to ``teacher`` (its outputs for these rows)."""
+
     def outputs(found: Any) -> Any:
         logits = task.logits(found, inputs)
         return gather(task, [task.take(one, row) for one, row in zip(logits, rows, strict=True)])

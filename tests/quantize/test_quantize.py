@@ -457,7 +457,9 @@ def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: igno
 def loss_of(model: nn.Module, goal: nn.Module, teacher_BC: torch.Tensor, **sets: float) -> float:
     rows = encoded()[:3]
     with torch.no_grad():
-        return qat._loss(model, goal, task, rows, qat.pad(rows, 0), teacher_BC, recipe.Quantize(**sets), 2.0).item()
+        return qat.distance_to(
+            model, goal, task, rows, qat.pad(rows, 0), teacher_BC, recipe.Quantize(**sets), 2.0
+        ).item()
 
 
 def test_the_loss_is_zero_only_at_the_float_student_and_has_three_terms(pair) -> None:  # type: ignore[no-untyped-def]
