@@ -15,9 +15,9 @@ neighbours on the machine disturb less; with more it is wall time.
 
 LiteRT's files have one length, so there are two of each, and a test text goes to the shortest that holds it.
 
-A tool that is missing or fails is a row that says why: pip install nncf (OpenVINO), ai-edge-quantizer (LiteRT),
-optimum-onnx (which wants transformers < 4.58). None of them is needed by edgekd. With ``--work`` what was made is kept
-and not made again.
+A tool that is missing or fails is a row that says why; `pip install nncf ai-edge-quantizer` for all that can run. None
+of them is needed by edgekd. With ``--work`` what was made is kept and not made again (give it for one student and one
+number of calibration texts only).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ LENGTHS = (32, 128)
 SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
 FIXED = ("litert",)  # runtimes whose files have one length
 SAMPLES, SECONDS = 5, 0.2  # a timed block: at least so many runs, and so long
+AI_EDGE, NNCF = "pip install ai-edge-quantizer", "pip install nncf"
 VERSIONS = """ai-edge-litert ai-edge-quantizer executorch nncf onnxruntime openvino optimum-onnx torch torchao
 transformers""".split()
 
@@ -96,13 +97,14 @@ class Job:
 class Contender:
     """Who made a file of a runtime, and how it is opened (``open``: folder, threads; default: edgekd's session).
 
-    Those with one ``file`` share what ``make`` makes.
+    Those with one ``file`` share what ``make`` makes. ``needs`` says how to get the tool.
     """
 
     who: str
     make: Callable[[Job], None]
-    open: Callable[[Path, int], Any] | None = None
+    open: Callable[..., Any] | None = None
     file: str = ""
+    needs: str = ""
 
 
 @dataclass
@@ -181,23 +183,25 @@ def prepare(asked: argparse.Namespace, work: Path) -> Setting:
     made = recipe.parse("{}", overrides=[*sets, f"data.max_length={longest}", "data.augment.copies=0"])
     task = registry.load("tasks", made.task)
     data = pipeline.run(made, work / "run", until="data").steps["data"].path
-    processor, chance = task.processor(data / "tokenizer"), random.Random(0)
+    processor = task.processor(data / "tokenizer")
     train, test = read_split(data, "train"), read_split(data, "test")
     if asked.texts:
-        test = chance.sample(test, min(asked.texts, len(test)))
-    some = chance.sample(train, min(asked.calibration, len(train)))
+        test = random.Random(0).sample(test, min(asked.texts, len(test)))
+    some = random.Random(0).sample(train, min(asked.calibration, len(train)))
 
     def encoded(texts: Sequence[Mapping[str, Any]], length: int) -> list[Row]:
         return [dict(row) for row in task.encode(processor, texts, length)]
 
-    joined = [{"text": " ".join(one["text"] for one in chance.sample(test, min(len(test), 60)))} for _ in range(8)]
+    def joined(seed: int) -> dict[str, str]:
+        return {"text": " ".join(one["text"] for one in random.Random(seed).sample(test, min(len(test), 60)))}
+
     setting = Setting(
         student=asked.student.resolve(),
         work=work.resolve(),
         calibration=encoded(some, longest),
         rows=encoded(test, longest),
         labels=task.targets(test),
-        timed={length: encoded(joined, length) for length in LENGTHS},
+        timed={length: encoded([joined(seed) for seed in range(8)], length) for length in LENGTHS},
         threads=asked.threads,
         blocks=asked.blocks,
     )
@@ -239,7 +243,8 @@ def float_logits(setting: Setting) -> np.ndarray:
 
     model = load_student(setting)
     with torch.inference_mode():
-        return np.concatenate([model(**tensors(row)).logits.numpy() for row in setting.rows])
+        logits: np.ndarray = np.concatenate([model(**tensors(row)).logits.numpy() for row in setting.rows])
+    return logits
 
 
 def batch(row: Row) -> Inputs:
@@ -271,7 +276,8 @@ def contest(setting: Setting, runtime: str, goal: np.ndarray) -> list[Result]:
             result.mb = sum(file.stat().st_size for file in folders[lengths[-1]].glob("model.*")) / 1e6
             ready[one.who] = (one, folders)
         except Exception as error:  # whatever a vendor raises
-            result.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            advice = f" ({one.needs})" if isinstance(error, ImportError) and one.needs else ""
+            result.error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{advice}"
             print(f"{runtime}: {one.who}: {result.error}", file=sys.stderr)  # noqa: T201
     for who, times in apart(race, setting, runtime, ready).items():
         next(one for one in found if one.who == who).time = times
@@ -307,7 +313,8 @@ def answers(setting: Setting, runtime: str, one: Contender, folders: Mapping[int
     def fitting(row: Row) -> Session:
         return next(session for length, session in sessions.items() if len(row["input_ids"]) <= length)
 
-    return np.concatenate([fitting(row).run(batch(row)) for row in setting.rows])
+    logits: np.ndarray = np.concatenate([fitting(row).run(batch(row)) for row in setting.rows])
+    return logits
 
 
 def race(
@@ -315,8 +322,8 @@ def race(
 ) -> dict[str, dict[int, Any]]:
     """Times by contender and length: the ratio to edgekd's fp32 artefact in each block, and what they say together."""
     clock = time.process_time_ns if setting.threads == 1 else time.perf_counter_ns
-    chance, found = random.Random(0), {who: {} for who in ready}
-    base = next(iter(ready))
+    chance, base = random.Random(0), next(iter(ready))
+    found: dict[str, dict[int, Any]] = {who: {} for who in ready}
 
     def block(session: Session, fed: Sequence[Inputs]) -> float:
         session.run(fed[0])  # refills the caches
@@ -428,7 +435,7 @@ def ort_static(job: Job, **options: Any) -> None:
 
 def optimum_dynamic(job: Job) -> None:
     """optimum's ORTQuantizer with its settings for AVX2."""
-    from optimum.onnxruntime import ORTQuantizer  # optimum-onnx 0.1 does not import beside transformers 5
+    from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
     settings = AutoQuantizationConfig.avx2(is_static=False, per_channel=True)
@@ -529,13 +536,15 @@ def pt2e(job: Job, *, dynamic: bool, everywhere: bool = False) -> None:
     from executorch.exir import to_edge_transform_and_lower
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    class Logits(torch.nn.Module):
+    class Logits(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = load_student(job.setting)
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            # The quantizer makes floats of whole numbers, also of those that transformers would build this mask from.
+            mask = (1.0 - attention_mask[:, None, None, :].float()) * -1e4
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=mask).logits
             return logits
 
     length = torch.export.Dim("length", min=2, max=job.length)
@@ -565,16 +574,25 @@ RUNTIMES: dict[str, list[Contender]] = {
         Contender("quantize_static, per channel", partial(ort_static, per_channel=True), Plain),
         Contender("transformers exporter, dynamic", partial(hf_onnx, static=False), Plain),
         Contender("transformers exporter, static", partial(hf_onnx, static=True), Plain),
-        Contender("optimum ORTQuantizer, dynamic", optimum_dynamic, Plain),
+        Contender(
+            "optimum ORTQuantizer, dynamic",
+            optimum_dynamic,
+            Plain,
+            needs="optimum-onnx 0.1 wants transformers < 4.58, and does not import beside a newer one",
+        ),
     ],
     "litert": [
-        Contender("ai-edge-quantizer, dynamic_wi8_afp32", partial(ai_edge, recipe_name="dynamic_wi8_afp32")),
-        Contender("ai-edge-quantizer, static_wi8_ai8", partial(ai_edge, recipe_name="static_wi8_ai8")),
+        Contender(
+            "ai-edge-quantizer, dynamic_wi8_afp32", partial(ai_edge, recipe_name="dynamic_wi8_afp32"), needs=AI_EDGE
+        ),
+        Contender("ai-edge-quantizer, static_wi8_ai8", partial(ai_edge, recipe_name="static_wi8_ai8"), needs=AI_EDGE),
     ],
     "openvino": [
-        Contender("nncf.quantize", nncf_quantized, Compiled, "nncf"),
-        Contender("nncf.quantize, layers in float", nncf_quantized, partial(Compiled, LP_TRANSFORMS_MODE="NO"), "nncf"),
-        Contender("nncf.quantize, overflow_fix", partial(nncf_quantized, fix=True), Compiled),
+        Contender("nncf.quantize", nncf_quantized, Compiled, "nncf", NNCF),
+        Contender(
+            "nncf.quantize, layers in float", nncf_quantized, partial(Compiled, LP_TRANSFORMS_MODE="NO"), "nncf", NNCF
+        ),
+        Contender("nncf.quantize, overflow_fix", partial(nncf_quantized, fix=True), Compiled, needs=NNCF),
     ],
     "executorch": [
         Contender("XNNPACKQuantizer, static", partial(pt2e, dynamic=False, everywhere=True)),
