@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -76,10 +76,11 @@ QUANTIZE = Stage(
     ),
     TRAINING,
 )
-EXPORT = Stage("edgekd.targets.stage:run", 2, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
+EXPORT = Stage("edgekd.targets.stage:run", 3, ("task", "data.max_length", "export.max_length"), TRAINING, isolated=True)
+BUCKETED = replace(EXPORT, reads=(*EXPORT.reads, "export.buckets"))
 VERIFY = Stage(
     "edgekd.verify.stage:run",
-    3,
+    4,
     ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
     isolated=True,
 )
@@ -168,9 +169,12 @@ def steps(recipe: Recipe) -> list[Step]:
         table.append(Step("quantize", row, parents | distilled, {"scheme": scheme}))
     pairs = [(target, scheme) for target in recipe.export.targets for scheme in _schemes(recipe)]
     for target, scheme in pairs:
-        tools = tuple(registry.load("targets", target).distributions)
-        variant = {"target": target, "scheme": scheme}
-        table.append(Step("export", EXPORT, {"quantize": f"quantize-{scheme}"}, variant, tools))
+        module = registry.load("targets", target)
+        variant, parents = {"target": target, "scheme": scheme}, {"quantize": f"quantize-{scheme}"}
+        if module.fixed_length:
+            parents["data"] = "data"  # whose texts tell which lengths
+        row = BUCKETED if module.fixed_length else EXPORT
+        table.append(Step("export", row, parents, variant, tuple(module.distributions)))
     for target, scheme in pairs:
         tools = tuple(registry.load("targets", target).distributions)
         variant = {"target": target, "scheme": scheme}
@@ -209,6 +213,13 @@ def _check(recipe: Recipe) -> None:
         raise BadInput(
             "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}."
         )
+    buckets, longest = recipe.export.buckets, recipe.export.max_length or recipe.data.max_length
+    if isinstance(buckets, list) and max(buckets) > longest:
+        raise BadInput(
+            f"export.buckets has a length of {max(buckets)} tokens, max_length is {longest}",
+            where="recipe",
+            todo="The longest bucket is max_length: drop the longer ones, or raise it.",
+        )
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load("targets", target), target, schemes.get(scheme, recipe.quantize))
@@ -236,11 +247,20 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
         path = _path(folder, step, _key(recipe, step, done, digests))
         if (path / artifact.MANIFEST).is_file():
             done[step.id] = artifact.load(path)
-            planned.append(Planned(step, "hit"))
+            planned.append(Planned(step, "hit", _lengths(done[step.id].facts)))
         else:
             resumes = artifact.partial_of(path).is_dir()
             planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
     return planned
+
+
+def _lengths(facts: Mapping[str, Any]) -> str:
+    """The fixed lengths of an exported file and what they pad, in words; empty for every other step."""
+    padding = facts.get("padding")
+    if not padding:
+        return ""
+    lengths = ", ".join(map(str, facts["lengths"]))
+    return f"{lengths} tokens: {padding['share']:.2f} padded tokens for each real one"
 
 
 def run(

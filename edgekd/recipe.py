@@ -18,6 +18,7 @@ from pydantic import Field
 from edgekd.errors import BadInput, closest
 
 SCHEMA_VERSION = 1
+MIN_TOKENS, MAX_BUCKETS = 4, 8  # of an input length; lengths of one file, each of which is a graph of its own
 
 
 class Section(pydantic.BaseModel):
@@ -235,11 +236,27 @@ class Export(Section):
         default_factory=lambda: ["onnx", "litert", "coreml", "executorch"], description="Formats to write."
     )
     max_length: int | None = Field(None, ge=4, description="Fixed input length of static formats; default: data's.")
+    buckets: int | list[int] = Field(
+        1, description="Their input lengths: how many, planned on the training text, or which; the last is max_length."
+    )
     timeout_seconds: int = Field(900, ge=1, description="A converter that takes longer is stopped.")
     memory_gb: float | None = Field(
         None, gt=0, description="A converter or verifier may allocate this, 10^9 bytes; default: what the machine has."
     )
     jobs: int = Field(2, ge=1, description="Converters (and verifiers) that run at the same time.")
+
+    @pydantic.field_validator("buckets")
+    @classmethod
+    def _are_some_lengths(cls, buckets: int | list[int]) -> int | list[int]:
+        if isinstance(buckets, int):
+            if not 1 <= buckets <= MAX_BUCKETS:
+                raise ValueError(f"{buckets} lengths; a file may have 1 to {MAX_BUCKETS}, or name them: [16, 32]")
+            return buckets
+        if len(set(buckets)) != len(buckets):
+            raise ValueError("it names a length twice")
+        if not buckets or min(buckets) < MIN_TOKENS or len(buckets) > MAX_BUCKETS:
+            raise ValueError(f"1 to {MAX_BUCKETS} lengths of {MIN_TOKENS} tokens or more")
+        return sorted(buckets)
 
 
 class Verify(Section):

@@ -83,6 +83,12 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     ),
     "target twice": (recipe("[onnx]", "[onnx, onnx]"), 2, ["export.targets names one twice"]),
     "no target": (recipe("[onnx]", "[]"), 2, ["export.targets is empty"]),
+    "a bucket twice": (recipe("[onnx]", "[onnx], buckets: [8, 8]"), 2, ["export.buckets", "a length twice"]),
+    "a bucket too long": (
+        recipe("[onnx]", "[onnx], buckets: [8, 17]"),
+        2,
+        ["export.buckets has a length of 17 tokens, max_length is 16", "drop the longer ones"],
+    ),
     "heads do not divide": (recipe("{layers: 1}", "{heads: 5}"), 2, ["5 heads do not divide hidden_size 32"]),
     "more layers than the teacher": (
         recipe("{layers: 1}", "{layers: 9}"),

@@ -167,3 +167,27 @@ print(json.dumps([worst, same]))
     worst, same = json.loads(done.stdout.strip().splitlines()[-1])
     assert same
     assert worst <= (1e-3 if scheme == "fp32" else 0.5)
+
+
+@pytest.mark.slow
+def test_length_buckets_all_the_way(tiny, edgekd, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Planned, exported, verified, timed at the length of the text, told; other targets are not made again."""
+    asked = ["--run-dir", tmp_path / "run", "--set", "export.targets=[onnx, litert]", "--json"]
+    recipe = tiny.folder / "recipe.yaml"
+    said = edgekd("ship", recipe, *asked, "--set", "export.buckets=2", timeout=1500)
+    assert said.code == 0, said.err[-3000:]
+    for entry in said.json["artifacts"]:
+        if entry["target"] == "onnx":
+            assert entry["lengths"] is None and entry["padding"] is None
+            continue
+        short, longest = entry["lengths"]
+        assert short < longest == 16 and entry["padding"]["share"] < entry["padding"]["planned"]["1"]["share"]
+        assert entry["golden"]["lengths"][str(short)] > 0
+        fed = {row["tokens"]: row["fed_tokens"] for row in entry["latencies"]}
+        assert all(sizes == [short if tokens <= short else longest] for tokens, sizes in fed.items())
+    planned = edgekd("plan", recipe, *asked, "--set", "export.buckets=2").json["steps"]
+    told = next(step["why"] for step in planned if step["step"] == "export-litert-w8a8")
+    assert told.startswith(f"{short}, 16 tokens: ") and "padded tokens for each real one" in told
+    planned = edgekd("plan", recipe, *asked, "--set", "export.buckets=3").json["steps"]
+    runs = {step["step"] for step in planned if step["status"] == "run"}
+    assert runs == {f"{stage}-litert-{scheme}" for stage in ("export", "verify") for scheme in ("fp32", "w8a8")}

@@ -52,7 +52,7 @@ class Subject:
     runtime: str
     model: Path | str  # local file or folder, or a hub id
     processor: Path  # folder of its tokenizer or image processor; a student's may differ from the teacher's
-    job: Mapping[str, Any] = field(default_factory=dict)  # signature, fixed_length, max_length, pad_id
+    job: Mapping[str, Any] = field(default_factory=dict)  # signature, fixed_lengths, max_length, pad_id
     golden: Mapping[str, Any] | None = None
     beside: Sequence[Path] = ()  # files that the runtime finds next to the model, by the model's name
 
@@ -154,7 +154,7 @@ def _exported(artifact: Artifact, pad_id: int) -> Subject:
         processor=artifact.path,
         job={
             "signature": [{"name": one["name"], "dtype": one["dtype"]} for one in facts["inputs"]],
-            "fixed_length": facts["max_length"] if facts["fixed_length"] else None,
+            "fixed_lengths": facts.get("lengths", []),
             "max_length": facts["max_length"],
             "pad_id": pad_id,
         },

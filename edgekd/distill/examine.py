@@ -126,6 +126,9 @@ def _lengths(data: Artifact, recipe: Recipe) -> Iterator[Finding]:
             f"the longest test text has {lengths['max']} of data.max_length {recipe.data.max_length} tokens: fixed-"
         )
         yield "length", "note", f"{detail}length formats compute the rest for nothing. Set it to {lengths['max'] + 8}."
+    elif lengths and lengths["p50"] * 2 <= recipe.data.max_length and recipe.export.buckets == 1:
+        detail = f"half of the test texts have {lengths['p50']} or fewer of {recipe.data.max_length} tokens: "
+        yield "length", "note", f"{detail}LiteRT and Core ML compute the rest for nothing. Set export.buckets (2 to 4)."
 
 
 def _disk(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module) -> Iterator[Finding]:

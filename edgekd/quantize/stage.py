@@ -40,7 +40,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         model = student
     else:
         wanted = schemes.get(scheme, recipe.quantize)
-        model, facts = _quantized(recipe, inputs, task, student, processor, pad_token_id, wanted, out / SCRATCH)
+        model, facts = quantized(recipe, inputs, task, student, processor, pad_token_id, wanted, out / SCRATCH)
     test = read_split(data.path, "test")
     encoded = task.encode(processor, test, length)
     exported = program.export(model, task, encoded[0], length)
@@ -68,7 +68,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
-def _quantized(
+def quantized(
     recipe: Recipe,
     inputs: Inputs,
     task: Any,
@@ -78,6 +78,7 @@ def _quantized(
     scheme: Scheme,
     scratch: Path,
 ) -> tuple[nn.Module, Facts]:
+    """The student in reference modules of ``scheme``, and how it came about; checkpoints lie in ``scratch``."""
     settings, data = recipe.quantize, inputs["data"]
     splits = {name: read_split(data.path, name) for name in ("train", "validation", *TRANSFER)}
     encoded = {name: task.encode(processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows}

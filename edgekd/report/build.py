@@ -203,6 +203,8 @@ def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Seq
         "path": f"artifacts/{name}/{export['file']}" if export else None,
         "size_bytes": export["size_bytes"] if export else None,
         "fixed_length": export.get("fixed_length") if export else None,
+        "lengths": (export.get("lengths") or None) if export else None,
+        "padding": export.get("padding") if export else None,
         "samples": {"verified": verify["samples"], "of": verify["of"]} if verify else None,
         "metrics": with_interval(verify["metrics"], verify["samples"]) if verify else None,
         "student_metrics": dict(verify["student_metrics"]) if verify else None,

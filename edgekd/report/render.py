@@ -19,6 +19,7 @@ Document = Mapping[str, Any]
 
 WORDS = {"pass": "passes", "fail": "fails the gate", "failed": "did not come out"}
 NBSP = "\u00a0"  # keeps number and unit on one line
+WORTH_A_WORD = 0.5  # padded tokens for each real one that more lengths would save
 DASH = "–"  # not measured, not known
 
 
@@ -36,7 +37,7 @@ def html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty)
-    environment.filters.update(words=words, share=share, faithful=faithful)
+    environment.filters.update(words=words, share=share, faithful=faithful, padding=padding)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
@@ -126,6 +127,24 @@ def faithful(facts: Document | None) -> str:
     if moved["largest"] is not None:
         told.append(f"padding and neighbours move outputs by {percent(moved['largest'], 3)} of their range")
     return "; ".join([*told, f"{size['bytes']:,} of at most {size['limit']:,} bytes"])
+
+
+def padding(entry: Document) -> str:
+    """What fixed lengths cost in padding, and what more of them would, in one line; empty where the length is free."""
+    facts, lengths = entry["padding"], entry["lengths"]
+    if not facts or not lengths:
+        return ""
+    told = f"{'length' if len(lengths) == 1 else 'lengths'} {', '.join(map(str, lengths))}: {_padded(facts['share'])}"
+    if len(lengths) > 1:
+        return f"{told}; {_padded(facts['planned']['1']['share'])} with one length"
+    best = max(facts["planned"].values(), key=lambda one: len(one["lengths"]))
+    if facts["share"] - best["share"] < WORTH_A_WORD:
+        return told
+    return f"{told}; {_padded(best['share'])} with {', '.join(map(str, best['lengths']))} (export.buckets)"
+
+
+def _padded(share: float) -> str:
+    return f"{share:.2f} padded tokens for each real one"
 
 
 def drop(document: Document, entry: Document) -> float | None:
@@ -320,6 +339,7 @@ def markdown(document: Document) -> str:
     for entry in document["artifacts"]:
         lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
         lines += [f"{_md(entry['name'])}: {faithful(entry['faithful'])}."] if entry["faithful"] else []
+        lines += [f"{_md(entry['name'])}: {padding(entry)}."] if padding(entry) else []
     lines += [""] if lines[-1] else []
     terms = document["student"]["terms"]
     if terms:

@@ -27,8 +27,9 @@ class Session(Protocol):
         """One example, by input name: ids and masks int64 [1, S], S <= max_length, pixels float32 [1, 3, H, W].
 
         Gives the Program's logits, float32 [1, C], or [1, S, C] where it has one vector per token. A session of a
-        fixed-length artefact pads to that length itself (mask 0) and cuts the output back to S. Where the export's
-        ``inputs`` name the batch axis (``"batch"`` in their shape), several rows of one length may be given at once.
+        fixed-length artefact pads itself, to the shortest of its lengths that holds the example (mask 0), and cuts the
+        output back to S. Where the export's ``inputs`` name the batch axis (``"batch"`` in their shape), several rows
+        of one length may be given at once.
         """
         ...
 
@@ -47,11 +48,13 @@ class Target(Protocol):
     refuses: Mapping[str, str]  # why not, for the others: half a sentence for the user
     slow: bool  # the host evaluates it by a slow reference, so verify takes a stated subset of rows
     benchable: bool  # this host has a runtime worth timing
+    fixed_length: bool  # a file takes texts of certain lengths only (``shorter``), not of any
 
-    def export(self, program: Path, out: Path, *, max_length: int) -> Facts:
+    def export(self, program: Path, out: Path, *, max_length: int, shorter: Sequence[int] = ()) -> Facts:
         """Write ``out/model<suffix>`` from the Program in folder ``program``; see docs/architecture.md for facts.
 
         ``max_length`` counts tokens; a Program without a sequence (images) has the fact ``max_length`` None.
+        ``shorter`` are further lengths of a ``fixed_length`` target, whose fact ``lengths`` lists all, ascending.
         """
         ...
 
@@ -116,6 +119,11 @@ def example(inputs: Sequence[Facts], length: int) -> tuple[torch.Tensor, ...]:
     import torch
 
     return tuple(torch.ones(sizes(one, length), dtype=getattr(torch, one["dtype"])) for one in inputs)
+
+
+def graphs(default: str, max_length: int, shorter: Sequence[int]) -> dict[str, int]:
+    """Lengths by the names of a file's graphs: ``default`` holds every text, the others are ``tokens_<length>``."""
+    return {default: max_length} | {f"tokens_{length}": length for length in sorted(shorter)}
 
 
 def specialise(

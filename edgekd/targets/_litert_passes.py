@@ -4,12 +4,14 @@ The converter folds what it can compute: it multiplies a LayerNorm's weight into
 the stored integers are gone. In its dynamic mode it chooses scales of its own, even for a table of scales. So
 ``lift_weights`` makes every such weight an input of the graph that is converted, and ``store_weights`` turns that
 input of the file into the Program's constant, bit for bit: int8, int4 or half, with the Program's scales.
+
+``merge`` makes one file of several that differ in their length: a signature each, and every constant once.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,17 +127,80 @@ def store_weights(content: bytes, weights: Sequence[Stored]) -> bytes:
     file = _File(content)
     for weight in weights:
         file.store(weight)
-    return file.to_bytes()
+    return _written(file.model)
+
+
+def merge(contents: Mapping[str, bytes]) -> bytes:
+    """One file of the graphs of ``contents``, each under its name as signature; the first is what an app gets that
+    names none. Constants and operator codes that are equal are stored once, whichever graph they come from.
+    """
+    if len(contents) == 1:
+        return next(iter(contents.values()))
+    models = [_parsed(content) for content in contents.values()]
+    whole = models[0]
+    buffers, codes = _Distinct(), _Distinct()
+    buffers.place(type(whole.buffers[0])(), b"")  # buffer 0 is that of every tensor that is computed
+    graphs, signatures = [], []
+    for index, (name, model) in enumerate(zip(contents, models, strict=True)):
+        ((graph,), (signature,)) = model.subgraphs, model.signatureDefs
+        for tensor in (*graph.tensors, *(model.metadata if model is whole else ())):
+            one = model.buffers[tensor.buffer]
+            tensor.buffer = buffers.place(one, b"" if one.data is None else bytes(one.data))
+        for one in graph.operators:
+            code = model.operatorCodes[one.opcodeIndex]
+            one.opcodeIndex = codes.place(code, tuple(sorted(vars(code).items(), key=lambda item: item[0])))
+        graph.name = signature.signatureKey = name.encode()
+        signature.subgraphIndex = index
+        graphs.append(graph)
+        signatures.append(signature)
+    whole.subgraphs, whole.signatureDefs = graphs, signatures
+    whole.buffers, whole.operatorCodes = buffers.values, codes.values
+    return _written(whole)
+
+
+def separate(content: bytes) -> Iterator[bytes]:
+    """Files of one graph each, as the runtime takes them: what ``merge`` was given, in its order."""
+    for index in range(len(_parsed(content).subgraphs)):
+        model = _parsed(content)
+        if len(model.subgraphs) == 1:
+            yield content
+            return
+        model.signatureDefs = [one for one in model.signatureDefs if one.subgraphIndex == index]
+        model.subgraphs = [model.subgraphs[index]]
+        for signature in model.signatureDefs:
+            signature.subgraphIndex = 0
+        yield _written(model)
+
+
+class _Distinct:
+    """A list without repetitions: ``place`` gives the index of a value, known by its key."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[Any, int] = {}
+
+    def place(self, value: Any, key: Any) -> int:
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(value)
+        return self._places[key]
+
+
+def _parsed(content: bytes) -> Any:
+    """A .tflite file as objects of its schema."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
 
 
 class _File:
-    """A .tflite file as objects of its schema."""
+    """A .tflite file of one graph as objects of its schema."""
 
     def __init__(self, content: bytes) -> None:
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema = schema
-        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        self.model = _parsed(content)
         (self.graph,) = self.model.subgraphs
         self.dequantized = 0  # operators that stand before all others
 
@@ -276,30 +341,35 @@ class _File:
             made = self._operator("DEQUANTIZE", [halves], [rows], self.schema.DequantizeOptionsT())
             self.graph.operators.insert(place + 1, made)
 
-    def to_bytes(self) -> bytes:
-        """The file. Constants lie at multiples of 16 bytes, as the schema says and its Python writer does not do.
 
-        The runtime wants a zero point of 8 bytes for every scale, which is half the size of an int4 group: vectors of
-        as many zeros are written once.
-        """
-        import flatbuffers
-        import numpy as np
+def _written(model: Any) -> bytes:
+    """The file. Constants lie at multiples of 16 bytes, as the schema says and its Python writer does not do.
 
-        class Builder(flatbuffers.Builder):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__(1024)
-                self.zeros: dict[int, int] = {}
+    The runtime wants a zero point of 8 bytes for every scale, which is half the size of an int4 group, and every graph
+    describes its tensors again: equal texts and vectors beside the constants are written once.
+    """
+    import flatbuffers
+    import numpy as np
 
-            def CreateNumpyVector(self, x: np.ndarray) -> int:
-                if x.dtype == np.uint8:
-                    self.Prep(16, x.size)
-                    return int(self.CreateByteVector(x.tobytes()))
-                if x.dtype != np.int64 or x.any():
-                    return int(super().CreateNumpyVector(x))
-                if x.size not in self.zeros:
-                    self.zeros[x.size] = int(super().CreateNumpyVector(x))
-                return self.zeros[x.size]
+    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(1024)
+            self.written: dict[Any, int] = {}
 
-        builder = Builder()
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        def CreateNumpyVector(self, x: np.ndarray) -> int:
+            if x.dtype == np.uint8:
+                self.Prep(16, x.size)
+                return int(self.CreateByteVector(x.tobytes()))
+            return self._once((x.dtype.str, x.tobytes()), super().CreateNumpyVector, x)
+
+        def CreateString(self, s: Any, *args: Any) -> int:
+            return self._once(s, super().CreateString, s, *args)
+
+        def _once(self, key: Any, write: Callable[..., int], *values: Any) -> int:
+            if key not in self.written:
+                self.written[key] = int(write(*values))
+            return self.written[key]
+
+    builder = Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

@@ -40,7 +40,7 @@ def load_mil(package: Path) -> Any:
 
 
 class Evaluation:
-    """The main function of a saved MIL program as a callable; constants are unfolded once, here.
+    """A function of a saved MIL program as a callable; constants are unfolded once, here.
 
     ``dequantize, linear, quantize`` is how a file says "int8 layer". With ``integers`` such a layer is evaluated as
     kernels of integers execute the pattern: an exact sum of integer products, the bias as an integer, one float32
@@ -48,8 +48,8 @@ class Evaluation:
     do; then float sums that fall near a rounding tie land on either side of it. Everything else is the same in both.
     """
 
-    def __init__(self, package: Path, integers: bool = True) -> None:
-        self._function: Any = load_mil(package).functions["main"]
+    def __init__(self, package: Path, integers: bool = True, function: str = "main") -> None:
+        self._function: Any = load_mil(package).functions[function]
         self._operations: list[tuple[Any, Callable[[Any], Any] | None]] = []
         for operation in self._function.operations:
             if operation.op_type.startswith("constexpr_"):

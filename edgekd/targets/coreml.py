@@ -1,23 +1,26 @@
-"""Core ML ``.mlpackage`` (ML Program, iOS 17 / macOS 14 and later; iOS 18 with int4 weights), and its session.
+"""Core ML ``.mlpackage`` (ML Program, iOS 17 / macOS 14 and later; iOS 18 / macOS 15 with int4 weights or several
+lengths), and its session.
 
 On a Mac the session is Apple's own runtime. Elsewhere Apple ships none, so the *saved file* is read back and
 evaluated in numpy (``_mil.py``): it proves what the file says, not what Apple's kernels make of it, and ``observed``
 says so.
 
-The package has one fixed length, int32 ids and masks (float32 pixels), and every weight in the bits that the Program
-stores (also of the word table). Static int8 layers are spelled ``dequantize, linear, quantize``, the pattern by which
-Core ML's compiler knows them. A dynamic layer is written out in plain operators (``linear_of_tokens``), because MIL
-quantizes activations by constants only. Arithmetic is float32 in every scheme, ``fp16`` included: halves are what it
-stores. Arithmetic in halves would move logits by 2.4e-4 of their range (6 layers, 60 texts), a thousand times as far,
-and the steps before an activation quantizer to other int8 values. Refuses whatever coremltools has no conversion for.
+The package has one fixed length, or a function of the same weights for each of several, int32 ids and masks (float32
+pixels), and every weight in the bits that the Program stores (also of the word table). Static int8 layers are spelled
+``dequantize, linear, quantize``, the pattern by which Core ML's compiler knows them. A dynamic layer is written out in
+plain operators (``linear_of_tokens``), because MIL quantizes activations by constants only. Arithmetic is float32 in
+every scheme, ``fp16`` included: halves are what it stores. Arithmetic in halves would move logits by 2.4e-4 of their
+range (6 layers, 60 texts), a thousand times as far, and the steps before an activation quantizer to other int8 values.
+Refuses whatever coremltools has no conversion for.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ from edgekd.targets._contract import (
     Session,
     example,
     float_bound,
+    graphs,
     has_sequence,
     load_program,
     padded,
@@ -50,6 +54,7 @@ accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-float-output", "w
 refuses: dict[str, str] = {}
 slow = sys.platform != "darwin"
 benchable = sys.platform == "darwin"
+fixed_length = True
 
 PASSES = [
     "boolean bitwise-and as logical-and",
@@ -60,6 +65,7 @@ PASSES = [
 INT4 = "int4 weights as constexpr_blockwise_shift_scale"
 HALVES = "half weights as constexpr_cast"
 DYNAMIC = "dynamic layers as plain operators on integers in float32"
+DEFAULT = "main"  # function
 REFERENCE = (
     "MIL reference evaluation (not Apple's runtime): coremltools' numpy definition of the operators, on the saved file"
 )
@@ -93,55 +99,82 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (0.1 if scheme == "w8a8-dynamic" else 0.25) * logit_range
 
 
-def export(program: Path, out: Path, *, max_length: int) -> Facts:
-    """Write ``out/model.mlpackage`` for batch 1 and exactly ``max_length`` tokens; same Program, same bytes."""
-    ct = require("coremltools", extra)
-    import numpy as np
-    import torch
+def export(program: Path, out: Path, *, max_length: int, shorter: Sequence[int] = ()) -> Facts:
+    """Write ``out/model.mlpackage`` for batch 1 and exactly ``max_length`` tokens; same Program, same bytes.
 
+    Each of the ``shorter`` lengths is a function ``tokens_<length>`` beside the default one, ``main``.
+    """
+    ct = require("coremltools", extra)
     _register()
     inputs, _ = read_signature(program)
     module = load_program(program).module()
     passes = respell(module)
-    groups = INT4 in passes  # need the operators of iOS 18
-    described = [
-        {"name": one["name"], "dtype": one["dtype"].replace("int64", "int32"), "shape": sizes(one, max_length)}
-        for one in inputs
-    ]
+    newer = INT4 in passes or bool(shorter)  # needs the operators, or the functions, of iOS 18
+    described = _described(inputs, max_length)
     sequence = any(map(has_sequence, inputs))
     package = out / f"model{suffix}"
     shutil.rmtree(package, ignore_errors=True)
+    if shorter:
+        functions = ct.utils.MultiFunctionDescriptor()
+        functions.default_function_name = DEFAULT
+        with tempfile.TemporaryDirectory() as folder:
+            for name, length in graphs(DEFAULT, max_length, shorter).items():
+                part = str(Path(folder) / f"{name}{suffix}")
+                _converted(module, inputs, length, newer).save(part)
+                functions.add_function(part, "main", name)
+            ct.utils.save_multifunction(functions, str(package))
+    else:
+        _converted(module, inputs, max_length, newer).save(str(package))
+    specification = _normalise(package, [one["name"] for one in inputs])
+    (output,) = _functions(specification)[DEFAULT].output
+    return {
+        "file": package.name,
+        "size_bytes": sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
+        "inputs": described,
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": list(output.type.multiArrayType.shape)}],
+        "max_length": max_length if sequence else None,
+        "fixed_length": sequence,
+        "lengths": sorted((*shorter, max_length)) if sequence else [],
+        "passes": [*passes, *PASSES],
+        "compute_precision": "float32",
+        "minimum_deployment": "iOS 18, macOS 15" if newer else "iOS 17, macOS 14",
+    }
+
+
+def _described(inputs: Sequence[Facts], length: int) -> list[Facts]:
+    """The inputs as a function of this length takes them."""
+    dtypes = {"int64": "int32"}
+    return [
+        {"name": one["name"], "dtype": dtypes.get(one["dtype"], one["dtype"]), "shape": sizes(one, length)}
+        for one in inputs
+    ]
+
+
+def _converted(module: GraphModule, inputs: Sequence[Facts], length: int, newer: bool) -> Any:
+    """The model of one length; ``newer``: with the operators of iOS 18."""
+    import coremltools as ct
+    import numpy as np
+    import torch
+
+    described = _described(inputs, length)
     try:
-        model = ct.convert(
-            legalise(torch.export.export(module, example(inputs, max_length))),
+        return ct.convert(
+            legalise(torch.export.export(module, example(inputs, length))),
             inputs=[ct.TensorType(one["name"], one["shape"], dtype=np.dtype(one["dtype"]).type) for one in described],
             outputs=[ct.TensorType("logits", dtype=np.float32)],
             convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS18 if groups else ct.target.iOS17,
+            minimum_deployment_target=ct.target.iOS18 if newer else ct.target.iOS17,
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
         )
     except NotImplementedError as error:
         raise StepFailed(f"coremltools cannot convert it ({error})", where="coreml export") from None
-    model.save(str(package))
-    specification = _normalise(package, model.get_spec(), [one["name"] for one in inputs])
-    return {
-        "file": package.name,
-        "size_bytes": sum(file.stat().st_size for file in package.rglob("*") if file.is_file()),
-        "inputs": described,
-        "outputs": [
-            {
-                "name": "logits",
-                "dtype": "float32",
-                "shape": list(specification.description.output[0].type.multiArrayType.shape),
-            }
-        ],
-        "max_length": max_length if sequence else None,
-        "fixed_length": sequence,
-        "passes": [*passes, *PASSES],
-        "compute_precision": "float32",
-        "minimum_deployment": "iOS 18, macOS 15" if groups else "iOS 17, macOS 14",
-    }
+
+
+def _functions(specification: Any) -> dict[str, Any]:
+    """Descriptions of a package's functions by name: one ``main`` where it does not speak of functions."""
+    described = specification.description
+    return {one.name: one for one in described.functions} or {DEFAULT: described}
 
 
 def respell(module: GraphModule) -> list[str]:
@@ -303,10 +336,11 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     )
 
 
-def _normalise(package: Path, specification: Any, names: list[str]) -> Any:
+def _normalise(package: Path, names: list[str]) -> Any:
     """Take dates, random identifiers and debug files out of the package: the same input gives the same bytes."""
     import coremltools as ct
 
+    specification = load_specification(package)
     metadata = specification.description.metadata
     metadata.author = metadata.license = ""
     metadata.shortDescription = f"{', '.join(names)} to logits."
@@ -339,34 +373,65 @@ def open_session(artifact: Path, *, threads: int = 1) -> Session:
 
 
 class _Fixed:
-    """What both sessions know from the package: the one shape of each input."""
+    """What both sessions know from the package: its functions, and the one shape that each has for an input.
+
+    A function is opened when it is run first; a text runs in the shortest that holds it.
+    """
 
     observed: Facts
 
-    def __init__(self, specification: Any) -> None:
-        described = specification.description
-        self.shapes = {one.name: list(one.type.multiArrayType.shape) for one in described.input}
-        lengths = [shape[1] for shape in self.shapes.values() if len(shape) == 2]
-        self.facts: Facts = {"max_length": lengths[0] if lengths else None, "fixed_length": bool(lengths)}
+    def __init__(self, package: Path, specification: Any) -> None:
+        self.package = package
+        self._shapes = {
+            name: {one.name: list(one.type.multiArrayType.shape) for one in described.input}
+            for name, described in _functions(specification).items()
+        }
+        self._lengths = {
+            name: max((shape[1] for shape in shapes.values() if len(shape) == 2), default=0)
+            for name, shapes in self._shapes.items()
+        }
+        self._opened: dict[str, Any] = {}
+        lengths = sorted(length for length in self._lengths.values() if length)
+        self.facts: Facts = {
+            "max_length": max(lengths, default=None),
+            "fixed_length": bool(lengths),
+            "lengths": lengths,
+        }
 
-    def padded(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Each input in the package's shape and type."""
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         import numpy as np
 
-        fixed = padded(inputs, self.shapes, "coreml")
-        return {
-            name: array.astype(np.float32 if array.dtype.kind == "f" else np.int32) for name, array in fixed.items()
+        tokens = max((array.shape[1] for array in inputs.values() if array.ndim == 2), default=0)
+        fitting = [name for name, length in self._lengths.items() if length >= tokens]
+        name = min(fitting, key=self._lengths.__getitem__, default=DEFAULT)
+        fixed = {
+            key: array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+            for key, array in padded(inputs, self._shapes[name], "coreml").items()
         }
+        return unpadded(self.logits(self.opened(name), fixed), inputs)
+
+    def opened(self, name: str) -> Any:
+        """The function, opened once."""
+        if name not in self._opened:
+            self._opened[name] = self.open(name)
+        return self._opened[name]
+
+    def open(self, name: str) -> Any:
+        raise NotImplementedError
+
+    def logits(self, function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._opened.clear()
 
 
 class _AppleSession(_Fixed):
     def __init__(self, package: Path) -> None:
         import platform
 
-        import coremltools as ct
-
-        self._model: Any = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY)
-        super().__init__(self._model.get_spec())
+        super().__init__(package, load_specification(package))
+        self.opened(DEFAULT)
         self.observed = {
             "runtime": "Core ML",
             "version": f"macOS {platform.mac_ver()[0]}",
@@ -376,13 +441,16 @@ class _AppleSession(_Fixed):
             "caveats": ["Core ML chooses its own number of threads"],
         }
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def open(self, name: str) -> Any:
+        import coremltools as ct
+
+        several = {"function_name": name} if len(self._lengths) > 1 else {}
+        return ct.models.MLModel(str(self.package), compute_units=ct.ComputeUnit.CPU_ONLY, **several)
+
+    def logits(self, function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         import numpy as np
 
-        return unpadded(np.asarray(self._model.predict(self.padded(inputs))["logits"], np.float32), inputs)
-
-    def close(self) -> None:
-        self._model = None
+        return np.asarray(function.predict(dict(inputs))["logits"], np.float32)
 
 
 class _ReferenceSession(_Fixed):
@@ -391,23 +459,25 @@ class _ReferenceSession(_Fixed):
     def __init__(self, package: Path, integers: bool = True) -> None:
         from importlib.metadata import version
 
-        super().__init__(load_specification(package))
-        self._evaluate: Any = Evaluation(package, integers)
+        super().__init__(package, load_specification(package))
+        self._integers = integers
+        layers = self.opened(DEFAULT).integer_layers
         self.observed = {
             "runtime": "MIL reference evaluation (not Apple's runtime)",
             "version": f"coremltools {version('coremltools')}",
             "provider": "numpy",
             "threads": None,
-            "integer_layers": self._evaluate.integer_layers,
+            "integer_layers": layers,
             **self.facts,
-            "caveats": [REFERENCE, INTEGERS] if self._evaluate.integer_layers else [REFERENCE],
+            "caveats": [REFERENCE, INTEGERS] if layers else [REFERENCE],
         }
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return unpadded(self._evaluate(self.padded(inputs)), inputs)
+    def open(self, name: str) -> Any:
+        return Evaluation(self.package, self._integers, name)
 
-    def close(self) -> None:
-        self._evaluate = None
+    def logits(self, function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        found: np.ndarray = function(inputs)
+        return found
 
 
 def kernels(artifact: Path) -> Facts:

@@ -41,6 +41,7 @@ refuses = {
 }
 slow = False
 benchable = True
+fixed_length = False
 
 PASSES = [
     anchor_ranges.__name__,

@@ -1,4 +1,4 @@
-"""LiteRT: one .tflite file for Android, iOS and small Linux boards, batch 1, one fixed length.
+"""LiteRT: one .tflite file for Android, iOS and small Linux boards, batch 1, one fixed length or several.
 
 litert_torch folds the Program's own quantize/dequantize ops into int8 FULLY_CONNECTED layers, which XNNPACK
 runs in integers with the Program's scales. It recognises a weight only as quantize -> dequantize of a
@@ -13,8 +13,9 @@ size, and need the memory of the float weights when they run. XNNPACK takes the 
 own part of the graph; that of int4 stays outside, and ``w4`` took 2.9 times as long as ``fp32`` (128 tokens, 6 layers).
 
 The file takes int32 ids and masks of exactly ``max_length`` tokens (shorter text is padded, mask 0), or float32
-pixels, because the runtime plans kernels and memory for one shape. Its logits are int8 when the Program's are; the
-scale stands in the file and in the facts.
+pixels, because the runtime plans kernels and memory for one shape. Shorter lengths (``export.buckets``) are graphs of
+the same weights with a signature of their own. Its logits are int8 when the Program's are; the scale stands in the
+file and in the facts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from edgekd.targets._anchors import anchor_ranges
 from edgekd.targets._contract import (
     example,
     float_bound,
+    graphs,
     has_sequence,
     load_program,
     padded,
@@ -37,7 +39,7 @@ from edgekd.targets._contract import (
     specialise,
     unpadded,
 )
-from edgekd.targets._litert_passes import Stored, constant, lift_weights, store_weights
+from edgekd.targets._litert_passes import Stored, constant, lift_weights, merge, separate, store_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +52,9 @@ accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-float-output", "w
 refuses: dict[str, str] = {}
 slow = False
 benchable = True
+fixed_length = True
 
-OUTPUT = "logits"
+OUTPUT, DEFAULT = "logits", "serving_default"
 FLOATS = {"fp32", "fp16", "w8", "w4"}  # schemes whose arithmetic is float
 SIZE_LIMIT_BYTES = 2**31 - 1  # of a flatbuffer
 
@@ -79,29 +82,23 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (0.02 if scheme == "w8a8-dynamic" else 0.2) * logit_range
 
 
-def export(program: Path, out: Path, *, max_length: int) -> Facts:
+def export(program: Path, out: Path, *, max_length: int, shorter: Sequence[int] = ()) -> Facts:
     """Write ``out/model.tflite``: the Program's inputs for batch 1 and ``max_length`` tokens -> ``logits``.
 
-    Same Program, same bytes. Raises Environment when litert_torch is missing.
+    Each of the ``shorter`` lengths is a signature ``tokens_<length>`` beside ``serving_default``. Same Program, same
+    bytes. Raises Environment when litert_torch is missing.
     """
-    litert_torch = require("litert_torch", extra)
+    require("litert_torch", extra)
     (inputs, _), exported = read_signature(program), load_program(program)
     names = [one["name"] for one in inputs]
     size_bytes = sum(tensor.nbytes for tensor in exported.state_dict.values())
     if size_bytes > SIZE_LIMIT_BYTES:
         raise BadInput(f"{size_bytes / 1e9:.1f} GB of weights do not fit one .tflite file (2 GB)", where="litert")
-    module = specialise(exported, inputs, max_length).module()
-    passes, lifted = legalise(module)
-    buffers = dict(module.named_buffers())
-    model = litert_torch.convert(
-        _named(module, names, [weight.name for weight in lifted]),
-        sample_kwargs=dict(zip(names, example(inputs, max_length), strict=True))
-        | {weight.name: buffers[weight.name] for weight in lifted},
-        quant_config=_static_quantization() if unfold_weights.__name__ in passes else None,
-    )
+    sizes = graphs(DEFAULT, max_length, shorter)
+    converted = {name: _converted(exported, inputs, length) for name, length in sizes.items()}
     path = out / f"model{suffix}"
-    path.write_bytes(store_weights(model.model_content(), lifted))
-    signature = _interpreter(path).get_signature_runner()
+    path.write_bytes(merge({name: content for name, (content, _) in converted.items()}))
+    signature = _interpreter(path).get_signature_runner(DEFAULT)
     details, sequence = signature.get_input_details(), any(map(has_sequence, inputs))
     return {
         "file": path.name,
@@ -110,8 +107,26 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "outputs": [_described(OUTPUT, signature.get_output_details()[OUTPUT])],
         "max_length": max_length if sequence else None,
         "fixed_length": sequence,
-        "passes": passes,
+        "lengths": sorted(sizes.values()) if sequence else [],
+        "passes": converted[DEFAULT][1],
     }
+
+
+def _converted(exported: torch.export.ExportedProgram, inputs: Sequence[Facts], length: int) -> tuple[bytes, list[str]]:
+    """The file of one length, and the names of the passes that acted."""
+    import litert_torch
+
+    names = [one["name"] for one in inputs]
+    module = specialise(exported, inputs, length).module()
+    passes, lifted = legalise(module)
+    buffers = dict(module.named_buffers())
+    model = litert_torch.convert(
+        _named(module, names, [weight.name for weight in lifted]),
+        sample_kwargs=dict(zip(names, example(inputs, length), strict=True))
+        | {weight.name: buffers[weight.name] for weight in lifted},
+        quant_config=_static_quantization() if unfold_weights.__name__ in passes else None,
+    )
+    return store_weights(model.model_content(), lifted), passes
 
 
 def _named(module: torch.nn.Module, names: Sequence[str], lifted: Sequence[str]) -> torch.nn.Module:
@@ -300,41 +315,57 @@ def _interpreter(path: Path, threads: int = 1) -> Any:
         raise Environment(f"LiteRT does not open it ({error})", where=str(path)) from None
 
 
+def _delegated(interpreter: Any) -> bool:
+    """Whether a delegate took operators of the first graph. XNNPACK is asked for its part of all graphs at once."""
+    interpreter.allocate_tensors()
+    return any(operation["op_name"] == "DELEGATE" for operation in interpreter._get_ops_details())
+
+
+class _Graph:
+    """A signature: its tensors are allocated when it is run first. ``length`` is 0 for images."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner, self._inputs = runner, runner.get_input_details()
+        self._scale, self._zero_point = runner.get_output_details()[OUTPUT]["quantization"]
+        self._shapes = {name: details["shape"].tolist() for name, details in self._inputs.items()}
+        self.length: int = max((shape[1] for shape in self._shapes.values() if len(shape) == 2), default=0)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Float logits, those of the padding among them; raises BadInput where the inputs do not fit."""
+        import numpy as np
+
+        fed = padded(inputs, self._shapes, "litert")
+        raw: np.ndarray = self._runner(**{k: v.astype(self._inputs[k]["dtype"]) for k, v in fed.items()})[OUTPUT]
+        if self._scale:
+            raw = (raw.astype(np.float32) - np.float32(self._zero_point)) * np.float32(self._scale)
+        return raw
+
+
 class _Session:
-    """LiteRT's interpreter with its default delegate, XNNPACK, at the file's fixed length."""
+    """LiteRT's interpreter with its default delegate, XNNPACK: a text runs at the shortest length that holds it."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._interpreter = _interpreter(path, threads)
-        self._interpreter.allocate_tensors()
-        signature = self._interpreter.get_signature_runner()
-        self._inputs, self._output = signature.get_input_details(), signature.get_output_details()[OUTPUT]
-        self._shapes = {name: details["shape"].tolist() for name, details in self._inputs.items()}
-        lengths = [shape[1] for shape in self._shapes.values() if len(shape) == 2]
-        operations = [operation["op_name"] for operation in self._interpreter._get_ops_details()]
+        delegated = _delegated(self._interpreter)  # first: with runners it may not be asked
+        names = self._interpreter.get_signature_list()
+        found = [_Graph(self._interpreter.get_signature_runner(name)) for name in names]
+        self._graphs = sorted(found, key=lambda graph: graph.length)
         self.observed: Facts = {
             "runtime": "LiteRT",
             "version": require("ai_edge_litert", extra).__version__,
-            "provider": "XNNPACK" if "DELEGATE" in operations else "CPU",
+            "provider": "XNNPACK" if delegated else "CPU",
             "threads": threads,
-            "length": lengths[0] if lengths else None,
+            "lengths": [graph.length for graph in self._graphs if graph.length],
             "caveats": [],
         }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        import numpy as np
-
-        for name, array in padded(inputs, self._shapes, "litert").items():
-            details = self._inputs[name]
-            self._interpreter.set_tensor(details["index"], array.astype(details["dtype"]))
-        self._interpreter.invoke()
-        raw: np.ndarray = self._interpreter.get_tensor(self._output["index"])
-        scale, zero_point = self._output["quantization"]
-        if scale:
-            raw = (raw.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
-        return unpadded(raw, inputs)
+        tokens = max((array.shape[1] for array in inputs.values() if array.ndim == 2), default=0)
+        graph = next((one for one in self._graphs if one.length >= tokens), self._graphs[-1])
+        return unpadded(graph.run(inputs), inputs)
 
     def close(self) -> None:
-        del self._interpreter
+        del self._graphs, self._interpreter
 
 
 def open_session(artifact: Path, *, threads: int = 1) -> _Session:
@@ -351,10 +382,19 @@ def kernels(artifact: Path) -> Facts:
     """Layers with stored weights in the file as the interpreter planned it; integer where the weight operand is.
 
     XNNPACK and LiteRT's own kernels quantize a float input of such a layer by token, so both forms multiply integers.
-    ``names`` say who runs a layer. The interpreter lists the operators that a delegate took beside the delegate: its
-    partition is what lies between the delegate's inputs and outputs.
+    ``names`` say who runs a layer. Of several lengths, the one with the fewest integer layers.
     """
-    interpreter = _interpreter(artifact / f"model{suffix}")
+    content = (artifact / f"model{suffix}").read_bytes()
+    return min((_kernels(one) for one in separate(content)), key=lambda facts: facts["integer"])
+
+
+def _kernels(content: bytes) -> Facts:
+    """``kernels`` of a file of one graph: the interpreter lists the operators of no other than the first.
+
+    It lists those that a delegate took beside the delegate, whose partition is what lies between its inputs and
+    outputs.
+    """
+    interpreter = require("ai_edge_litert.interpreter", extra).Interpreter(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
     operations = interpreter._get_ops_details()
     tensors = {one["index"]: one for one in interpreter.get_tensor_details()}

@@ -46,6 +46,7 @@ accepts = frozenset({"fp32", "fp16", "w8", "w4", "w8a8", "w8a8-float-output", "w
 refuses: dict[str, str] = {}
 slow = False
 benchable = True
+fixed_length = False
 
 PROVIDERS = ["CPUExecutionProvider"]
 OPSET = 20  # LayerNormalization (17) and Gelu (20) as single nodes; onnxruntime 1.17 and later

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ refuses: dict[str, str] = {
 }
 slow = False
 benchable = True
+fixed_length = False
 
 WEIGHTS = "model.bin"
 STATIC = frozenset({"w8a8", "w8a8-float-output"})
@@ -296,6 +298,35 @@ def open_session(artifact: Path, *, threads: int = 1) -> _Session:
     Where the CPU's int8 kernels saturate, quantized layers run in float, as the file spells them.
     """
     return _Session(artifact / f"model{suffix}", threads)
+
+
+# What it runs.
+
+LAYERS = frozenset(("Convolution", "FullyConnected", "MatMul"))
+
+
+def kernels(artifact: Path) -> Facts:
+    """Layers with stored weights in the graph as OpenVINO's CPU plugin runs it; integer where both operands are int8.
+
+    Cannot be told on a CPU whose int8 kernels saturate, because none is used there.
+    """
+    model = _openvino().Core().read_model(str(artifact / f"model{suffix}"))
+    if _quantizers(model) and int8_products_saturate():
+        why = "OpenVINO's int8 kernels saturate on this CPU, so none is used here"
+        return {"integer": None, "float": None, "how": None, "names": {}, "why": why}
+    counts, names = {"integer": 0, "float": 0}, Counter[str]()
+    for node in _compiled(model, 1, integers=True).get_runtime_model().get_ordered_ops():
+        layer = node.get_rt_info()["layerType"].value
+        if layer not in LAYERS or _source(node, 1).get_rt_info()["layerType"].value != "Const":
+            continue
+        integer = all(node.get_input_element_type(place).get_size() == 1 for place in (0, 1))
+        counts["integer" if integer else "float"] += 1
+        names[f"{layer} {node.get_rt_info()['primitiveType'].value}"] += 1
+    return {**counts, "how": "runtime graph", "names": dict(sorted(names.items()))}
+
+
+def _source(node: Any, place: int) -> Any:
+    return node.input_value(place).get_node()
 
 
 @functools.cache

@@ -7,22 +7,28 @@ The stage opens nothing: whether the file runs is for verify to say, in another 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from edgekd import registry
-from edgekd.artifact import Facts, Inputs
+from edgekd.artifact import Artifact, Facts, Inputs
+from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
+from edgekd.targets import _buckets
 
+COUNTED = 10_000  # training rows that are counted, evenly spread: more would move a share by less than a hundredth
+SHOWN = 4  # numbers of lengths whose padding is told
 NOT_SHIPPED = frozenset({"program.pt2", "reference.safetensors"})  # what only edgekd itself can use
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write ``model<suffix>`` and the files beside it to ``out``; returns the target's facts and names.
 
-    ``inputs.variant`` holds target and scheme, ``inputs["quantize"]`` is the Program. Raises BadInput when
-    ``export.max_length`` (default: ``data.max_length``) is beyond what the Program takes; images have no length.
+    ``inputs.variant`` holds target and scheme, ``inputs["quantize"]`` is the Program, ``inputs["data"]`` is there for
+    targets of fixed lengths, whose fact ``padding`` says what these lengths cost on the training text. Raises BadInput
+    when ``export.max_length`` (default: ``data.max_length``) is beyond what the Program takes; images have no length.
     """
     name, scheme = inputs.variant["target"], inputs.variant["scheme"]
     program = inputs["quantize"]
@@ -34,7 +40,42 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
             todo=f"Lower it to {limit}, or raise data.max_length.",
         )
     target: Any = registry.load("targets", name)
-    facts: Facts = target.export(program.path, out, max_length=max_length)
+    shorter: dict[str, Any] = {}
+    padding: Facts = {}
+    if limit is not None and target.fixed_length:
+        texts = _texts(recipe, program, inputs["data"], max_length)
+        lengths = _lengths(recipe.export.buckets, texts, max_length)
+        shorter = {"shorter": lengths[:-1]} if lengths[:-1] else {}
+        padding = {"padding": _padding(texts, lengths)}
+    facts: Facts = target.export(program.path, out, max_length=max_length, **shorter)
     for file in sorted(set(program.files) - NOT_SHIPPED):
         shutil.copyfile(program.file(file), out / file)
-    return {"target": name, "scheme": scheme, **facts}
+    return {"target": name, "scheme": scheme, **facts, **padding}
+
+
+def _texts(recipe: Recipe, program: Artifact, data: Artifact, max_length: int) -> Counter[int]:
+    """Number of training texts by their tokens, as the Program's own tokenizer cuts them."""
+    task = registry.load("tasks", recipe.task)
+    rows = read_split(data.path, "train")
+    rows = rows[:: -(-len(rows) // COUNTED)]
+    return Counter(len(one["input_ids"]) for one in task.encode(task.processor(program.path), rows, max_length))
+
+
+def _lengths(buckets: int | list[int], texts: _buckets.Histogram, max_length: int) -> list[int]:
+    """The lengths that the recipe names, or as many as it asks for; the last is ``max_length``."""
+    if isinstance(buckets, int):
+        return _buckets.plan(texts, max_length, buckets)
+    return sorted({*buckets, max_length})
+
+
+def _padding(texts: _buckets.Histogram, lengths: list[int]) -> Facts:
+    """Padded tokens for each real one: at these lengths, and by the number of planned ones."""
+    planned = {str(count): _buckets.plan(texts, lengths[-1], count) for count in range(1, SHOWN + 1)}
+    return {
+        "texts": sum(texts.values()),
+        "share": round(_buckets.padding(texts, lengths), 4),
+        "planned": {
+            count: {"lengths": some, "share": round(_buckets.padding(texts, some), 4)}
+            for count, some in planned.items()
+        },
+    }

@@ -111,11 +111,11 @@ def _folded(
 # The numbers.
 
 
-def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int | None = None) -> Facts:
+def faithful(program: torch.export.ExportedProgram, model: Path, *, lengths: Sequence[int] = ()) -> Facts:
     """Whether the artefact holds the Program's integer (and half) weights, their scales and the activation scales.
 
     ``model`` is the artefact's file or package; files beside it that differ in the suffix alone belong to it.
-    ``length`` is that of a fixed-length artefact: its position table may lie there as the rows that it reads,
+    ``lengths`` are those of a fixed-length artefact: its position table may lie there as the rows that each reads,
     in float32 or as they are, and is found so (``_folded``).
     ``numbers`` counts single weights and scales that were looked for, ``arrays`` the arrays that they lie in, and
     ``missing`` names what was not found: a weight's or scale's tensor, or ``<layer>.activation_scale=<value>``.
@@ -134,15 +134,17 @@ def faithful(program: torch.export.ExportedProgram, model: Path, *, length: int 
     missing: list[str] = []
     contents = [file.read_bytes() for file in files(model)] if wanted or scales else []
     spans: list[list[tuple[int, int]]] = [[] for _ in contents]
-    folded = {} if length is None else _folded(program, wanted, length)
+    folded = [_folded(program, wanted, length) for length in lengths]
     for one in proving:
-        place = _find(contents, _spellings(one))
-        if place is None and one.name in folded:
-            place = _find(contents, (rows.tobytes() for rows in folded[one.name]))
-        if place is None:
+        places = [_find(contents, _spellings(one))]
+        if None in places:
+            cut = [some[one.name] for some in folded if one.name in some]
+            places = [_find(contents, (rows.tobytes() for rows in forms)) for forms in cut]
+        found = [place for place in places if place is not None]
+        if not found or len(found) < len(places):
             missing.append(one.name)
-        else:
-            spans[place[0]].append(place[1:])
+        for file, begin, end in found:
+            spans[file].append((begin, end))
     rest = [_without(content, taken) for content, taken in zip(contents, spans, strict=True)]
     for (scale, zero), layer in scales.items():
         ends = (np.float32(end - zero) * np.float32(scale) for end in (QMIN, QMAX))
@@ -228,27 +230,26 @@ def _without(content: bytes, taken: Sequence[tuple[int, int]]) -> bytes:
 # Its size.
 
 
-def stored_size(program: torch.export.ExportedProgram, model: Path, *, length: int | None = None) -> Facts:
+def stored_size(program: torch.export.ExportedProgram, model: Path, *, lengths: Sequence[int] = ()) -> Facts:
     """``bytes`` of the artefact, ``expected`` of the Program's numbers as their scheme stores them, and the ``limit``.
 
     Expected are integer weights at their bits (int4 two in a byte), halves at two bytes and all else as it is. The
     limit adds what a file needs beside them: ``NODE_BYTES`` for each node of the graph, ``CHANNEL_BYTES`` for each
-    output channel of an integer layer, a byte for each group of weights (zero points) and, for a file of one fixed
-    ``length``, what its converter computes in advance: two float32 constants of tokens x width (positions, token
-    types), and one of tokens x tokens (a mask). Weights that are stored wider go beyond it, unless the model is so
-    small that its graph outweighs them.
+    output channel of an integer layer, a byte for each group of weights (zero points) and, for a file of fixed
+    ``lengths``, a graph for each and what its converter computes in advance: two float32 constants of tokens x width
+    (positions, token types), and one of tokens x tokens (a mask). Weights that are stored wider, or twice, go beyond
+    it, unless the model is so small that its graph outweighs them.
     """
     stored = tensors(program)
     expected = sum((one.values.size + 1) // 2 if one.kind == "int4" else one.values.nbytes for one in stored)
-    allowed = NODE_BYTES * sum(node.op == "call_function" for node in program.graph.nodes)
+    allowed = NODE_BYTES * sum(node.op == "call_function" for node in program.graph.nodes) * max(1, len(lengths))
     for one in stored:
         if one.kind in ("int8", "int4") and f"{one.name.removesuffix('weight_q')}w_zero" in program.state_dict:
             allowed += CHANNEL_BYTES * len(one.values)
         elif one.kind == "scale" and one.values.ndim == 2:
             allowed += one.values.size
-    if length is not None:
-        width = max((one.values.shape[-1] for one in stored if one.values.ndim == 2), default=0)
-        allowed += 4 * length * (2 * width + length)
+    width = max((one.values.shape[-1] for one in stored if one.values.ndim == 2), default=0)
+    allowed += sum(4 * length * (2 * width + length) for length in lengths)
     size = sum(file.stat().st_size for file in files(model) if file.suffix not in TEXT)
     return {"bytes": size, "expected": expected, "limit": expected + allowed}
 
@@ -281,16 +282,17 @@ def invariance(
     *,
     reach: float,
     length: int | None,
-    fixed: bool,
+    lengths: Sequence[int],
     batched: bool,
 ) -> Facts:
     """How far answers move when a row is padded, or runs beside another one, as a share of ``reach`` (logits' range).
 
     ``inputs`` is the Program's signature, ``rows`` encoded rows without batch axis, ``alone`` the session's answers
-    for them ([C] or [S, C]). ``padded``: the row with random ids behind its end, mask 0 (as many as a ``fixed``
-    ``length`` leaves, else ``MORE_TOKENS``). ``neighbours``: the row in a batch of two beside the longest of the
-    others, where the file is ``batched``. Each is ``{"examples", "largest", "quartile", "identical"}``, or None where
-    it cannot be tried (images have no padding, and most formats no batch). Raises StepFailed where it does not run.
+    for them ([C] or [S, C]). ``padded``: the row with random ids behind its end, mask 0 (up to each of the fixed
+    ``lengths`` that holds it, else ``MORE_TOKENS`` within ``length``). ``neighbours``: the row in a batch of two
+    beside the longest of the others, where the file is ``batched``. Each is ``{"examples", "largest", "quartile",
+    "identical"}``, or None where it cannot be tried (images have no padding, and most formats no batch). Raises
+    StepFailed where it does not run.
     """
     dtypes = {one["name"]: np.dtype(one["dtype"]) for one in inputs}
     sequences = [one["name"] for one in inputs if len(one["shape"]) == 2]
@@ -320,9 +322,9 @@ def invariance(
 
     padded, beside = [], []
     for index, count in enumerate(tokens):
-        size = length if fixed and length is not None else min(length or max(tokens), count + MORE_TOKENS)
-        if MASK in dtypes and size > count:
-            padded.append(moved(index, size))
+        sizes = lengths or [min(length or max(tokens), count + MORE_TOKENS)]
+        if MASK in dtypes:
+            padded += [moved(index, size) for size in sizes if size > count]
         others = sorted((other for other in range(len(rows)) if other != index), key=lambda other: tokens[other])
         if batched and others:
             beside.append(moved(index, max(count, tokens[others[-1]]), others[-1]))

@@ -94,6 +94,10 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
     rows = "" if verify["samples"] == verify["of"] else f"on {verify['samples']} of {verify['of']} test rows"
     metric = verify["metrics"][headline]
     golden, agreement = verify["golden"], verify["agreement"]
+    note = "largest |difference| of an output from the Program on the golden inputs"
+    unseen = [length for length, examples in golden.get("lengths", {}).items() if not examples]
+    if unseen:
+        note += f"; none of them fits {' or '.join(unseen)} tokens"
     drop = round(verify["student_metrics"][headline] - metric, 12)
     checks = [
         Check(
@@ -101,7 +105,7 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
             golden["max_abs_delta"],
             golden["bound"],
             bool(golden["passed"]),
-            "largest |difference| of an output from the Program on the golden inputs",
+            note,
         ),
         *_at_most(f"{headline} drop", drop, gate.max_accuracy_drop, f"below the fp32 student {rows}".strip()),
         *_at_least("agreement with the Program", agreement.get("program"), gate.min_program_agreement, rows),

@@ -60,12 +60,15 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         session.close()
     save_outputs(out / OUTPUTS, outputs, rows=rows)
 
+    lengths = inputs["export"].facts.get("lengths", [])
+    tokens = [model.length(one) or 0 for one in examples_run]
+    if lengths:
+        golden["lengths"] = {str(length): sum(count <= length for count in tokens) for length in lengths}
     kinds = {inputs.variant["scheme"], *(layer["kind"] for layer in inputs["quantize"].facts.get("layers", []))}
     golden["bound"] = max(target.golden_bound(kind, golden["logit_range"]) for kind in kinds)
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
     program, export = load_program(inputs["quantize"].path), inputs["export"]
     file = export.path / export.facts["file"]
-    length = export.facts["max_length"] if export.facts["fixed_length"] else None
     teacher = compared["teacher"]
     agreements = {name: agreement(task, outputs, others) for name, others in compared.items()}
     return {
@@ -80,10 +83,10 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         "parity": parity(task, outputs, compared["program"]),
         "golden": golden,
         "faithful": {
-            "numbers": faithful(program, file, length=length),
+            "numbers": faithful(program, file, lengths=lengths),
             "invariance": judged(moved, golden, integer_layers(program)),
             "kernels": accelerated(program, target, export.path),
-            "size": stored_size(program, file, length=length),
+            "size": stored_size(program, file, lengths=lengths),
         },
         "agreement": {name: share for name, share in agreements.items() if share is not None},
         "runtime": observed,
@@ -227,7 +230,7 @@ def _invariance(
         answers,
         reach=golden["logit_range"],
         length=export.facts["max_length"],
-        fixed=export.facts["fixed_length"],
+        lengths=export.facts.get("lengths", []),
         batched=export.facts["inputs"][0]["shape"][0] == "batch",
     )
 

@@ -105,6 +105,7 @@ def export(tmp_path: Path) -> Callable[..., artifact.Artifact]:
             "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 3]}],
             "max_length": 12,
             "fixed_length": fixed,
+            "lengths": [12] if fixed else [],
         }
         return seal(path, facts)
 

@@ -84,7 +84,9 @@ def test_the_student_is_its_program_and_gives_the_padding(data, export, tmp_path
     teacher, student, quantized = stage.subjects(settings, artifact.Inputs(parents=parents))
     assert (teacher.model, teacher.processor) == ("some/teacher", data.path / "tokenizer")
     assert (student.model, student.processor) == (made.path / "program.pt2", made.path)
-    assert quantized.job["pad_id"] == 7 and quantized.job["fixed_length"] == 12  # a trimmed vocabulary pads otherwise
+    assert quantized.job["pad_id"] == 7 and quantized.job["fixed_lengths"] == [
+        12
+    ]  # a trimmed vocabulary pads otherwise
 
 
 def test_images_have_one_length(data, export, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

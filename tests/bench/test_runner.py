@@ -47,16 +47,19 @@ def test_outputs_are_the_models(runner, job) -> None:  # type: ignore[no-untyped
 
 
 def test_a_fixed_length_pads_without_changing_the_answer(runner, job) -> None:  # type: ignore[no-untyped-def]
-    _, [found] = runner({**job, "fixed_length": 8, "pad_id": 49})
+    _, [found] = runner({**job, "fixed_lengths": [8], "pad_id": 49})
     np.testing.assert_allclose(found["logits"], [logits_of([1, 2, 3]), logits_of([4, 5])], rtol=1e-6)
     assert found["observed"]["tokens"] == [8]
-    code, [found] = runner({**job, "fixed_length": 2})
+    _, [found] = runner({**job, "fixed_lengths": [2, 4, 8]})  # the shortest that holds a row
+    np.testing.assert_allclose(found["logits"], [logits_of([1, 2, 3]), logits_of([4, 5])], rtol=1e-6)
+    assert found["observed"]["tokens"] == [2, 4]
+    code, [found] = runner({**job, "fixed_lengths": [2]})
     assert code == 1 and "longer" in found["error"]["message"]
 
 
 def test_padded_tokens_get_no_logits(runner, job, tmp_path) -> None:  # type: ignore[no-untyped-def]
     write_small(tmp_path / "tokens.onnx", "tokens")
-    job = {**job, "model": str(tmp_path / "tokens.onnx"), "fixed_length": 8}
+    job = {**job, "model": str(tmp_path / "tokens.onnx"), "fixed_lengths": [8]}
     code, [found] = runner(job)
     assert code == 0 and found["observed"]["tokens"] == [8]
     for logits, ids in zip(found["logits"], ([1, 2, 3], [4, 5]), strict=True):
@@ -207,6 +210,24 @@ def _embedding_sum():  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.slow
+def test_a_litert_file_of_two_lengths(runner, job, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    litert_torch = pytest.importorskip("litert_torch")
+    model, _ = _embedding_sum()
+    ones = [
+        {name: torch.ones(1, size, dtype=torch.int64) for name in ("input_ids", "attention_mask")} for size in (8, 2)
+    ]
+    both = litert_torch.signature("serving_default", model, sample_kwargs=ones[0])
+    both.signature("tokens_2", model, sample_kwargs=ones[1]).convert().export(str(tmp_path / "model.tflite"))
+    job |= {"runtime": "litert", "model": str(tmp_path / "model.tflite"), "fixed_lengths": [2, 8], "pad_id": 49}
+    code, [found] = runner(job)
+    assert code == 0, found
+    np.testing.assert_allclose(found["logits"], [logits_of([1, 2, 3]), logits_of([4, 5])], rtol=1e-5)
+    assert found["observed"]["tokens"] == [2, 8] and found["observed"]["backend"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["litert", "executorch", "openvino", "torch"])
 def test_the_other_runtimes(runner, job, tmp_path, runtime: str) -> None:  # type: ignore[no-untyped-def]
     """The same model through each vendor's own converter; fixed length 8, so the runner pads."""
@@ -228,7 +249,7 @@ def test_the_other_runtimes(runner, job, tmp_path, runtime: str) -> None:  # typ
     else:
         path = tmp_path / "model.pt2"
         torch.export.save(torch.export.export(model, example), path)
-    code, [found] = runner({**job, "runtime": runtime, "model": str(path), "fixed_length": 8, "pad_id": 49})
+    code, [found] = runner({**job, "runtime": runtime, "model": str(path), "fixed_lengths": [8], "pad_id": 49})
     assert code == 0, found
     np.testing.assert_allclose(found["logits"], [logits_of([1, 2, 3]), logits_of([4, 5])], rtol=1e-5)
     assert found["observed"]["threads"] == 1 and found["observed"]["tokens"] == [8]

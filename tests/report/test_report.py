@@ -278,6 +278,20 @@ def test_a_bare_run_still_renders(run: RunFacts) -> None:
     assert len(rows) == 10 and all(len(row) == len(columns) for row in rows)
 
 
+def test_what_fixed_lengths_pad_is_told(run: RunFacts) -> None:
+    planned = {"1": {"lengths": [64], "share": 2.954}, "3": {"lengths": [16, 32, 64], "share": 0.409}}
+    padding = {"texts": 10003, "planned": planned}
+    run.exports["litert-fp32"].update(lengths=[64], padding={**padding, "share": 2.954})
+    run.exports["litert-w8a8"].update(lengths=[16, 32, 64], padding={**padding, "share": 0.409})
+    made = build.document(run)
+    jsonschema.validate(made, build.schema())
+    one = "length 64: 2.95 padded tokens for each real one; 0.41 padded tokens for each real one with 16, 32, 64"
+    several = "lengths 16, 32, 64: 0.41 padded tokens for each real one; 2.95 padded tokens for each real one with one"
+    page, text = render.html(made), render.markdown(made)
+    assert one in page and one in text and several in page and several in text
+    assert by_name(made)["onnx-fp32"]["padding"] is None and page.count("On the training text") == 2
+
+
 def test_markdown_and_console_say_the_same(document: dict[str, Any]) -> None:
     columns, rows = render.console(document)
     lines = render.markdown(document).splitlines()

@@ -18,13 +18,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 from targets import _tiny
 
-from edgekd.artifact import write_json
+from edgekd.artifact import sha256_tree, write_json
 from edgekd.errors import BadInput, Environment, StepFailed
 from edgekd.quantize import integer, program, qat, reference
 from edgekd.quantize import scheme as schemes
 from edgekd.targets import _mil, coreml
 from edgekd.targets._contract import load_program
 from edgekd.tasks import text_classification
+from edgekd.verify import faithful
 
 pytest.importorskip("coremltools")
 
@@ -131,6 +132,39 @@ def test_integer_layers_are_the_programs(quantized: bool) -> None:
     else:
         expected = integer.int8_linear_float(*numbers)
     np.testing.assert_array_equal(found, expected.numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["w8a8", "w4"])
+def test_several_lengths_are_functions_of_the_same_weights(scheme: str, tmp_path: Path) -> None:
+    program, encoded = write_program(tmp_path / "program", schemes.get(scheme)), _tiny.encode(TEST)
+    one, several, again = (tmp_path / name for name in ("one", "several", "again"))
+    for folder, shorter in ((one, []), (several, [6]), (again, [6])):
+        folder.mkdir()
+        facts = coreml.export(program, folder, max_length=_tiny.MAX_LENGTH, shorter=shorter)
+    assert facts["lengths"] == [6, 16] and facts["minimum_deployment"] == "iOS 18, macOS 15"
+    assert sha256_tree(several) == sha256_tree(again) != sha256_tree(one)
+    weights = [(folder / "model.mlpackage" / _mil.WEIGHTS / "weight.bin").stat().st_size for folder in (one, several)]
+    assert weights[1] < 1.1 * weights[0]
+    session = coreml.open_session(several)
+    assert session.observed["lengths"] == [6, 16] and session.observed["max_length"] == 16
+    found = infer(several, encoded)
+    expected = load_file(program / "reference.safetensors")["logits"]
+    assert np.abs(found - expected).max() <= coreml.golden_bound(scheme, float(np.ptp(expected)))
+    short = [row for row in encoded if len(row["input_ids"]) <= 6]
+    assert short and len(short) < len(encoded)
+    for row in short:
+        alone = session.run({name: np.array([values]) for name, values in row.items()})
+        padded = {name: np.array([values + [0] * (7 - len(values))]) for name, values in row.items()}
+        np.testing.assert_allclose(session.run(padded), alone, atol=1e-5 * np.ptp(expected))
+    state = load_program(program)
+    proof = faithful.faithful(state, several / facts["file"], lengths=facts["lengths"])
+    assert proof["missing"] == []
+    size = faithful.stored_size(state, several / facts["file"], lengths=facts["lengths"])
+    assert size["bytes"] <= size["limit"]
+    with pytest.raises(BadInput, match="17 tokens; the artefact takes at most 16"):
+        session.run({name: np.ones((1, 17), np.int64) for name in ("input_ids", "attention_mask")})
+    session.close()
 
 
 def operation(op_type: str = "tested", **constants: Any) -> Any:

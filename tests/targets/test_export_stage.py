@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from edgekd import artifact, recipe, registry
 from edgekd.errors import BadInput
 from edgekd.targets import stage
 
-READS = ("task", "data.max_length", "export.max_length")
+READS = ("task", "data.max_length", "export.max_length", "export.buckets")
 
 
 @pytest.fixture
@@ -28,18 +29,39 @@ def program(tmp_path) -> artifact.Artifact:  # type: ignore[no-untyped-def]
     )
 
 
-def run(program: artifact.Artifact, out: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> tuple[Any, list[int]]:
-    """Facts, and the lengths that the target was asked for."""
+def run(
+    program: artifact.Artifact,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: Sequence[int] | None = None,
+    **fields: Any,
+) -> tuple[Any, list[int]]:
+    """Facts, and the lengths that the target was asked for; with training texts of ``tokens`` it has fixed ones."""
     lengths = []
 
-    def export(folder: Path, out: Path, *, max_length: int) -> artifact.Facts:
-        lengths.append(max_length)
+    def export(folder: Path, out: Path, *, max_length: int, shorter: Sequence[int] = ()) -> artifact.Facts:
+        lengths.extend([*shorter, max_length])
         (out / "model.bin").write_bytes((folder / "program.pt2").read_bytes())
         return {"file": "model.bin", "size_bytes": 11}
 
-    monkeypatch.setattr(registry, "load", lambda group, name: SimpleNamespace(export=export))
+    def encode(processor: Path, texts: Sequence[dict[str, int]], limit: int) -> list[dict[str, list[int]]]:
+        assert processor == program.path  # its own tokenizer
+        return [{"input_ids": [1] * min(text["tokens"], limit)} for text in texts]
+
+    modules = {
+        "targets": SimpleNamespace(export=export, fixed_length=tokens is not None),
+        "tasks": SimpleNamespace(processor=lambda folder: folder, encode=encode),
+    }
+    monkeypatch.setattr(registry, "load", lambda group, name: modules[group])
+    parents = {"quantize": program}
+    if tokens is not None:
+        part = artifact.partial_of(out.with_name(f"{out.name}-data"))
+        part.mkdir()
+        (part / "train.jsonl").write_text("".join(f'{{"tokens": {count}}}\n' for count in tokens))
+        final = part.with_name(f"{out.name}-data")
+        parents["data"] = artifact.seal(final, stage="data", label="", key="", facts={}, parents={}, tools={})
     view: Any = recipe.View(recipe.Recipe.model_validate(fields), READS)
-    inputs = artifact.Inputs(parents={"quantize": program}, variant={"target": "bin", "scheme": "w8a8"})
+    inputs = artifact.Inputs(parents=parents, variant={"target": "bin", "scheme": "w8a8"})
     out.mkdir()
     return stage.run(view, inputs, out), lengths
 
@@ -59,6 +81,23 @@ def test_a_shorter_length_is_the_targets_and_a_longer_one_is_refused(program, tm
     fields["export"]["max_length"] = 17
     with pytest.raises(BadInput, match=r"export\.max_length: 17 tokens are more than the 16"):
         run(program, tmp_path / "long", monkeypatch, **fields)
+
+
+def test_fixed_lengths_are_planned_on_the_training_text(program, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    tokens, data = [3, 3, 4, 7, 8, 40], {"max_length": 16}
+    facts, lengths = run(program, tmp_path / "one", monkeypatch, tokens, data=data)
+    assert lengths == [16] and facts["padding"]["texts"] == 6
+    assert facts["padding"]["share"] == pytest.approx(6 * 16 / 41 - 1, abs=1e-4)
+    assert facts["padding"]["planned"]["3"] == {"lengths": [4, 8, 16], "share": pytest.approx(3 / 41, abs=1e-4)}
+    _, lengths = run(program, tmp_path / "two", monkeypatch, tokens, data=data, export={"buckets": 2})
+    assert lengths == [8, 16]
+    facts, lengths = run(program, tmp_path / "named", monkeypatch, tokens, data=data, export={"buckets": [12, 5]})
+    assert lengths == [5, 12, 16]  # the longest is max_length
+    assert facts["padding"]["share"] == pytest.approx((3 * 5 + 2 * 12 + 16) / 41 - 1, abs=1e-4)
+    shorter = {"buckets": 2, "max_length": 8}
+    assert run(program, tmp_path / "short", monkeypatch, tokens, data=data, export=shorter)[1] == [4, 8]
+    monkeypatch.setattr(stage, "COUNTED", 2)
+    assert run(program, tmp_path / "few", monkeypatch, tokens, data=data)[0]["padding"]["texts"] == 2
 
 
 def test_the_stage_is_not_taken_for_a_target() -> None:

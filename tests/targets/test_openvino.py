@@ -113,6 +113,17 @@ def test_every_quantized_layer_runs_in_integers(exported) -> None:  # type: igno
     assert {inputs[0] for kind, inputs, _ in layers(in_float) if kind == "FullyConnected"} == {"f32"}
 
 
+def test_it_tells_which_layers_run_in_integers(exported, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    _, out, _ = exported("w8a8")
+    monkeypatch.setattr(target, "int8_products_saturate", lambda: False)
+    found = target.kernels(out)
+    assert (found["integer"], found["float"], found["how"]) == (LINEAR_LAYERS, 0, "runtime graph")
+    monkeypatch.setattr(target, "int8_products_saturate", lambda: True)
+    assert target.kernels(out)["integer"] is None and "saturate" in target.kernels(out)["why"]
+    _, floats, _ = exported("fp32")
+    assert target.kernels(floats)["integer"] == 0 and target.kernels(floats)["float"] == LINEAR_LAYERS
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-float-output"])
 def test_integer_kernels_give_the_programs_integers(scheme: str) -> None:
     """One layer whose weights fit seven bits, so that no kernel saturates, against integers in numpy."""

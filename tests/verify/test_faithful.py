@@ -44,11 +44,11 @@ class Made:
         return self.artefact / self.facts["file"]
 
     @property
-    def length(self) -> int | None:
-        return self.facts["max_length"] if self.facts["fixed_length"] else None
+    def lengths(self) -> list[int]:
+        return self.facts.get("lengths", [])
 
     def found(self) -> dict[str, Any]:
-        return faithful.faithful(load_program(self.program), self.file, length=self.length)
+        return faithful.faithful(load_program(self.program), self.file, lengths=self.lengths)
 
     def changed(self, folder: Path, at: bytes, offset: int = 0) -> Made:
         """The same with one bit flipped, ``offset`` bytes behind where ``at`` stands (Core ML repeats scales)."""
@@ -94,7 +94,7 @@ def moved(made: Made) -> dict[str, Any]:
     session = made.target.open_session(made.artefact)
     inputs = [{"name": name, "dtype": "int64", "shape": ["batch", "sequence"]} for name in rows[0]]
     batched = made.facts["inputs"][0]["shape"][0] == "batch"
-    settings = {"length": made.facts["max_length"], "fixed": made.facts["fixed_length"], "batched": batched}
+    settings = {"length": made.facts["max_length"], "lengths": made.lengths, "batched": batched}
     found = faithful.invariance(session, inputs, rows, alone, reach=reach, **settings)
     session.close()
     scheme = made.program.name
@@ -117,7 +117,7 @@ def test_whole_artefacts_of_every_format(made: Any, name: str, scheme: str) -> N
         assert found["numbers"] == sum(sizes) + found["activation_scales"] and found["activation_scales"] >= 8
     else:
         assert found["numbers"] == 0
-    size = faithful.stored_size(program, one.file, length=one.length)
+    size = faithful.stored_size(program, one.file, lengths=one.lengths)
     assert size["expected"] < size["bytes"] <= size["limit"]
     kernels = faithful.accelerated(program, one.target, one.artefact)
     if name == "coreml":
@@ -292,11 +292,16 @@ def test_a_position_table_may_be_folded_to_the_rows_that_are_read(tmp_path: Path
     rows = [(numbers[f"{name}.weight_q"] * numbers[f"{name}.w_scale"]).numpy() for name in ("words", "places")]
     (tmp_path / "model.bin").write_bytes(rows[0].tobytes() + rows[1][:20].tobytes())
     words = ["words.weight_q", "words.w_scale"]
-    assert set(faithful.faithful(program, tmp_path / "model.bin", length=20)["missing"]) == set(words)
+    assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[20])["missing"]) == set(words)
     assert len(faithful.faithful(program, tmp_path / "model.bin")["missing"]) == 4  # of any length, nothing is folded
+    several = faithful.faithful(program, tmp_path / "model.bin", lengths=[8, 24])
+    assert len(several["missing"]) == 4  # the rows of one length do not stand for those of the other
+    both = rows[0].tobytes() + rows[1][:24].tobytes() + rows[1][:8].tobytes()
+    (tmp_path / "model.bin").write_bytes(both)
+    assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[8, 24])["missing"]) == set(words)
     cut = [numbers[f"{name}.{part}"].numpy() for name in ("words", "places") for part in ("weight_q", "w_scale")]
     (tmp_path / "model.bin").write_bytes(b"".join(part[:20].tobytes() for part in cut))
-    assert set(faithful.faithful(program, tmp_path / "model.bin", length=20)["missing"]) == set(words)
+    assert set(faithful.faithful(program, tmp_path / "model.bin", lengths=[20])["missing"]) == set(words)
 
 
 class Fake:
@@ -320,7 +325,7 @@ def tried(session: Any, *, integers: int = 8, bound: float = 0.2, batched: bool 
     alone = [quiet.run({name: np.array(value)[None] for name, value in row.items()})[0] for row in rows]
     reach = float(max(one.max() for one in alone) - min(one.min() for one in alone))
     inputs = [{"name": name, "dtype": "int64", "shape": ["batch", "sequence"]} for name in rows[0]]
-    found = faithful.invariance(session, inputs, rows, alone, reach=reach, length=20, fixed=True, batched=batched)
+    found = faithful.invariance(session, inputs, rows, alone, reach=reach, length=20, lengths=[20], batched=batched)
     return faithful.judged(found, {"bound": bound * reach, "logit_range": reach}, integers)
 
 
@@ -368,7 +373,7 @@ def test_images_beside_images(tmp_path: Path, scheme: str) -> None:
     alone = [session.run({"pixel_values": row["pixel_values"][None]})[0] for row in rows]
     inputs = [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 3, _kinds.SIDE, _kinds.SIDE]}]
     reach = float(np.ptp(np.concatenate(alone)))
-    found = faithful.invariance(session, inputs, rows, alone, reach=reach, length=None, fixed=False, batched=True)
+    found = faithful.invariance(session, inputs, rows, alone, reach=reach, length=None, lengths=[], batched=True)
     assert found["padded"] is None and found["neighbours"]["examples"] == 4
     golden = {"bound": onnx.golden_bound(scheme, reach), "logit_range": reach}
     assert faithful.judged(found, golden, kernels["wanted"])["passed"] is True

@@ -38,6 +38,12 @@ def judge(limits: Gate | None = None, **change: Any) -> dict[str, Any]:
     return gate.judge(limits or Gate(), "accuracy", **values)
 
 
+def test_a_length_that_no_golden_example_fits_is_told() -> None:
+    golden = {"max_abs_delta": 0.1, "bound": 0.5, "passed": True, "lengths": {"8": 0, "16": 3}}
+    (check,) = [one for one in judge(verify=facts(golden=golden))["checks"] if one["name"] == "golden outputs"]
+    assert check["passed"] and check["note"].endswith("none of them fits 8 tokens")
+
+
 def test_a_good_artifact_passes() -> None:
     assert judge()["verdict"] == "pass"
 

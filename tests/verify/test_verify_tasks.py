@@ -281,6 +281,19 @@ def test_golden_examples_beyond_a_shorter_artefact_are_not_run(tmp_path: Path, m
     assert world.verify()["golden"]["examples"] == lengths.count(min(lengths))
 
 
+def test_every_fixed_length_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A golden example runs in each length that holds it; a length that none fits is said to be unseen."""
+    world = World(tmp_path, KINDS["tagger"], monkeypatch)
+    tokens = [len(one["input_ids"]) for one in world.encoded[:3]]
+    lengths = [min(tokens) - 1, max(tokens), MAX_LENGTH]
+    facts = {**world.exported(), "fixed_length": True, "lengths": lengths}
+    world.parents["export"] = artifact.Artifact(**{**vars(world.parents["export"]), "facts": facts})
+    found = world.verify()
+    assert list(found["golden"]["lengths"].values()) == [0, 3, 3]
+    moves = sum(count < length for count in tokens for length in lengths)
+    assert found["faithful"]["invariance"]["padded"]["examples"] == moves
+
+
 def test_outputs_per_token_must_have_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgekd.errors import StepFailed
 

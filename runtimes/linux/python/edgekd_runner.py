@@ -11,7 +11,8 @@ Job:      schema, phase, runtime (onnx, litert, executorch, openvino, torch), mo
           rows [{input name: values}, ..] without the batch dimension: real token ids and their mask, unpadded, or the
           pixels of an image as nested lists; and optionally
           signature [{"name", "dtype"}, ..] (order of the model's inputs; dtype int64, int32 or float32),
-          fixed_length (of token inputs), pad_id, cpu_affinity, runs (memory phase).
+          fixed_lengths (of token inputs, ascending: a row is padded to the first that holds it; none: any length),
+          pad_id, cpu_affinity, runs (memory phase).
 Phases:   load     load, first inference, exit. One cold sample per process (files may be in the page cache)
           memory   the same with ``runs`` inferences, and peak resident memory above the state before the load
           outputs  logits of every row (of a padded row: without the padding's)
@@ -121,6 +122,9 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
     def load() -> Model:
         interpreter = runtime.Interpreter(model_path=job["model"], num_threads=job["threads"])
         interpreter.allocate_tensors()
+        observed = {"threads": job["threads"], **_delegated(interpreter)}
+        if len(interpreter.get_signature_list()) > 1:
+            return _litert_lengths(interpreter, observed)
         wanted = _in_order(job, interpreter.get_input_details())
         output = interpreter.get_output_details()[0]
         scale, zero = output["quantization"]
@@ -139,9 +143,36 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
                 value = (value.astype(np.float32) - zero) * np.float32(scale)
             return value.astype(np.float32)[0].tolist()
 
-        return Model(prepare, call, logits, {"threads": job["threads"], **_delegated(interpreter)})
+        return Model(prepare, call, logits, observed)
 
     return load
+
+
+def _litert_lengths(interpreter: Any, observed: dict[str, Any]) -> Model:
+    """A file of several fixed lengths: a signature each, whose inputs have the row's names; a row runs in its own."""
+    np = _require("numpy", "numpy")
+    runners = [interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()]
+    details = [one.get_input_details() for one in runners]
+    lengths = [next(int(one["shape"][1]) for one in some.values() if len(one["shape"]) == 2) for some in details]
+    (output,) = runners[0].get_output_details().values()
+    scale, zero = output["quantization"]
+
+    def prepare(row: Row) -> Any:
+        at = lengths.index(_tokens(row))
+        kinds = {name: one["dtype"] for name, one in details[at].items()}
+        return runners[at], {name: np.asarray([_of(row, name)], dtype=kind) for name, kind in kinds.items()}
+
+    def call(prepared: Any) -> Any:
+        runner, inputs = prepared
+        (value,) = runner(**inputs).values()
+        return value
+
+    def logits(value: Any) -> list[Any]:
+        if np.issubdtype(value.dtype, np.integer):
+            value = (value.astype(np.float32) - zero) * np.float32(scale)
+        return value.astype(np.float32)[0].tolist()
+
+    return Model(prepare, call, logits, observed)
 
 
 def _delegated(interpreter: Any) -> dict[str, Any]:
@@ -320,7 +351,7 @@ def check(job: Any) -> dict[str, Any]:
         raise RunnerError("job", f"not a job of schema {SCHEMA}")
     defaults = {
         "signature": [{"name": "input_ids", "dtype": "int64"}, {"name": "attention_mask", "dtype": "int64"}],
-        "fixed_length": None,
+        "fixed_lengths": [],
         "pad_id": 0,
         "cpu_affinity": None,
         "runs": 20,
@@ -355,13 +386,15 @@ def _tokens(row: Row) -> int:
 
 
 def _padded(job: dict[str, Any], row: Row) -> Row:
-    """The row at the model's fixed length (mask 0, pad id) or, where the length is free or an image's, as it is."""
-    length = job["fixed_length"]
-    if length is None or any(isinstance(values[0], list) for values in row.values()):
+    """The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is."""
+    lengths = job["fixed_lengths"]
+    if not lengths or any(isinstance(values[0], list) for values in row.values()):
         return row
     fills = {"input_ids": job["pad_id"]}
-    if any(len(ids) > length for ids in row.values()):
-        raise RunnerError("job", f"a row is longer than the model's fixed length {length}")
+    longest = max(len(ids) for ids in row.values())
+    length = next((one for one in lengths if one >= longest), None)
+    if length is None:
+        raise RunnerError("job", f"a row is longer than the model's fixed length {lengths[-1]}")
     return {name: ids + [fills.get(name, 0)] * (length - len(ids)) for name, ids in row.items()}
 
 
