@@ -98,6 +98,7 @@ def quantized(
     if settings.smooth:
         # The judge keeps the outputs of the student as it came. Training compares hidden states, and that of the
         # last norm may be scaled: its goal is the smoothed student, the same function.
+        student = copy.deepcopy(student)
         calibration["smooth"] = smooth.fold(student, scheme, settings.smooth, some, task, recipe.data.max_length)
     facts: Facts = {}
     if scheme.upgrade:
