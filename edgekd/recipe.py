@@ -212,6 +212,9 @@ class Quantize(Section):
         "percentile", description="How activation ranges are set: by quantile, or by the least squared error."
     )
     percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by `percentile`; 1 is min-max.")
+    smooth: float | None = Field(
+        None, gt=0, lt=1, description="SmoothQuant's alpha (0.5): outliers of int8 activations move into weights."
+    )
     method: Literal["ptq", "qat", "qad", "auto"] = Field(
         "qad",
         description="Calibration only; trained on the float student's logits; on features and teacher too; or the "

@@ -19,7 +19,7 @@ from edgekd.distill import sources
 from edgekd.distill import student as students
 from edgekd.distill.stage import distance
 from edgekd.outputs import save_outputs
-from edgekd.quantize import program, qat, reference, sensitivity, weights
+from edgekd.quantize import program, qat, reference, sensitivity, smooth, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import Scheme
 from edgekd.recipe import Recipe
@@ -94,6 +94,12 @@ def quantized(
         return model
 
     judge = _judge(task, student, encoded["validation"], splits["validation"], pad_token_id)
+    calibration: Facts = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
+    if settings.smooth:
+        # The judge keeps the outputs of the student as it came. Training compares hidden states, and that of the
+        # last norm may be scaled: its goal is the smoothed student, the same function.
+        student = copy.deepcopy(student)
+        calibration["smooth"] = smooth.fold(student, scheme, settings.smooth, some, task, recipe.data.max_length)
     facts: Facts = {}
     if scheme.upgrade:
         size = max(1, settings.mixed.samples // task.GROUP) * task.GROUP
@@ -127,7 +133,6 @@ def quantized(
     )
     step = qat.chosen(trace)
     layers = [reference.described(name, layer) for name, layer in reference.layers(model)]
-    calibration = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
     if settings.calibration == "percentile":
         calibration["percentile"] = settings.percentile
     if any(layer.kind.group for _, layer in reference.layers(model)):

@@ -408,6 +408,19 @@ def test_sensitive_layers_are_found_and_named(tiny, distilled, tmp_path: Path) -
     assert none["mixed"]["upgraded"] == [] and none["mixed"]["reached"]
 
 
+def test_a_smoothed_student_becomes_a_program_of_the_same_operators(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    made = {}
+    for name, *sets in (("plain", "quantize.method=ptq"), ("smooth", "quantize.smooth=0.5")):
+        facts = quantize(tiny, distilled, tmp_path / name, *sets)
+        graph = torch.export.load(tmp_path / name / program.FILE).graph
+        made[name] = [str(node.target) for node in graph.nodes], [layer["name"] for layer in facts["layers"]]
+        assert facts["trace"][0]["agreement"] > 0.9
+        found = facts["calibration"].get("smooth")
+        layers = facts["layers"]
+    assert made["plain"] == made["smooth"]
+    assert found["pairs"]["attention"] >= 1 and found["left"] < len(layers)
+
+
 def test_resumed_quantization_ends_with_the_same_numbers(tiny, distilled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     quantize(tiny, distilled, tmp_path / "whole")
 

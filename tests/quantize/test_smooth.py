@@ -1,0 +1,234 @@
+"""SmoothQuant: the same function from other parameters, folded wherever only linear layers read what was scaled."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from edgekd import recipe
+from edgekd.quantize import qat, reference, smooth
+from edgekd.quantize import scheme as schemes
+from edgekd.tasks import image_classification, text_classification
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "num_labels": 3}
+TEXT = {"vocab_size": 60, **SIZES}
+DISTIL = {"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 32, "num_labels": 3}
+LLAMA = {**TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+MODELS = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**TEXT)),
+    "relu": lambda: BertForSequenceClassification(BertConfig(**TEXT, hidden_act="relu", attn_implementation="eager")),
+    "albert": lambda: AlbertForSequenceClassification(AlbertConfig(**TEXT, embedding_size=8)),
+    "distilbert": lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTIL)),
+    "vit": lambda: ViTForImageClassification(ViTConfig(**SIZES, image_size=8, patch_size=4)),
+    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA)),
+}
+# What is scaled by what lies between, and the linear layers that read what they read before.
+PAIRS = {
+    "bert": ({"attention": 2, "norm": 1}, 2 * 5 + 1),  # only the pooler reads the last norm
+    "relu": ({"attention": 2, "norm": 1, "relu": 2}, 2 * 4 + 1),
+    "albert": ({"norm": 1}, 6 + 2),  # that of the embeddings; its one layer is used twice
+    "distilbert": ({"attention": 2, "norm": 1, "relu": 1}, 2 * 5),  # a ReLU in its head
+    "vit": ({"attention": 2, "norm": 5}, 2),  # behind GELU
+    "llama": ({"attention": 2, "gate": 2, "norm": 5}, 0),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4.0) if parameter.ndim > 1 else parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def rows(task, count: int = 24) -> list[dict]:  # type: ignore[no-untyped-def, type-arg]
+    random = np.random.default_rng(0)
+    if task is image_classification:
+        return [{"pixel_values": random.normal(size=(3, 8, 8)).astype(np.float32)} for _ in range(count)]
+    texts = [random.integers(2, 60, size=random.integers(3, 12)).tolist() for _ in range(count)]
+    return [{"input_ids": text, "attention_mask": [1] * len(text)} for text in texts]
+
+
+def task_of(name: str):  # type: ignore[no-untyped-def]
+    return image_classification if name == "vit" else text_classification
+
+
+def outputs(model: nn.Module, task) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Logits [N, C] in the model's precision, one row at a time."""
+    kind = next(model.parameters()).dtype
+    found = []
+    for row in rows(task):
+        batch = qat.pad([row], 0, task.INPUTS)
+        with torch.no_grad():
+            found.append(model(**{n: x.to(kind) if x.is_floating_point() else x for n, x in batch.items()}).logits)
+    return torch.cat(found)
+
+
+def fold(model: nn.Module, task, alpha: float = 0.5, scheme: str = "w8a8"):  # type: ignore[no-untyped-def]
+    return smooth.fold(model, schemes.get(scheme), alpha, rows(task), task, 12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_function_stays_and_every_pair_is_found(name: str) -> None:
+    task, model = task_of(name), made(name)
+    smoothed = copy.deepcopy(model)
+    pairs, left = PAIRS[name]
+    assert fold(smoothed, task) == {"alpha": 0.5, "pairs": pairs, "left": left}
+    goal, found = (outputs(one.double(), task) for one in (model, smoothed))
+    assert goal.std() > 0.05
+    torch.testing.assert_close(found, goal, rtol=0, atol=2e-6 * goal.abs().max().item())  # parameters are float32
+    changed = sum(not torch.equal(a, b) for a, b in zip(model.parameters(), smoothed.parameters(), strict=True))
+    assert changed >= 2 * sum(pairs.values())
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in smoothed.named_modules()]
+
+
+def planted() -> nn.Module:
+    """A vision transformer whose norms give one channel that is 50 times the others, and whose readers know it."""
+    model = made("vit")
+    for layer in model.vit.layers:
+        attention = layer.attention
+        for norm, readers in (
+            (layer.layernorm_before, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.layernorm_after, (layer.mlp.fc1,)),
+        ):
+            norm.weight.data[3] *= 50.0
+            norm.bias.data[3] *= 50.0
+            for reader in readers:
+                reader.weight.data[:, 3] /= 50.0
+    return model
+
+
+def error(scheme: str, alpha: float | None) -> float:
+    """Mean |logit difference| to the float model, calibrated only."""
+    task, model = image_classification, planted()
+    goal = outputs(model, task)
+    if alpha:
+        fold(model, task, alpha, scheme)
+    prepared = reference.prepare(model, schemes.get(scheme))
+    qat.calibrate(prepared, rows(task), 1.0, task.INPUTS)
+    return (outputs(prepared, task) - goal).abs().mean().item()
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_a_channel_of_outliers_costs_little_once_it_is_smoothed(scheme: str) -> None:
+    assert error(scheme, 0.5) < error(scheme, None) / 6
+
+
+SIZE = 8
+CASES = {  # kind of pair, how many of its channels are free, and how many layers read them
+    "plain": ("linear", SIZE, 1),
+    "heads": ("linear", SIZE, 1),  # channels in another order
+    "part": ("linear", SIZE - 2, 1),  # two of them are an output
+    "gate": ("gate", SIZE, 1),
+    "relu": ("relu", SIZE, 1),
+    "weighted": ("gate", SIZE, 2),  # read as they are, and times a parameter
+    "tanh": None,
+    "square": None,
+    "residual": None,
+    "twice": None,  # a reader used at two places
+    "tokens": None,  # tokens in place of channels
+    "query": None,  # of an attention, that is
+    "integers": None,
+}
+
+
+class Pair(nn.Module):
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case, self.weights = case, nn.Parameter(torch.randn(SIZE))
+        self.up, self.down, self.last = (nn.Linear(SIZE, SIZE) for _ in range(3))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, T, SIZE] with as many tokens as channels."""
+        x = pixel_values
+        y = self.up(x)
+        match self.case:
+            case "heads":
+                y = y.view(-1, SIZE, 2, SIZE // 2).transpose(-1, -2).reshape(-1, SIZE, SIZE)
+            case "part":
+                return self.down(y) + y[..., :2].sum(-1, keepdim=True)
+            case "gate":
+                y = x.sigmoid() * y
+            case "relu" | "tanh":
+                y = getattr(y, self.case)()
+            case "square":
+                y = y * y
+            case "residual":
+                return self.down(y) + y
+            case "weighted":
+                return self.down(y) + self.last(self.weights * y)
+            case "integers":
+                y = y.to(torch.int32).to(x.dtype)
+            case "twice":
+                return self.down(self.down(y).tanh())
+            case "tokens":
+                y = y.transpose(-1, -2)
+            case "query":
+                y = nn.functional.scaled_dot_product_attention(y[:, None], x[:, None], x[:, None])[:, 0]
+        found: torch.Tensor = self.down(y)
+        return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_channels_that_nothing_else_reads_are_scaled(case: str) -> None:
+    torch.manual_seed(0)
+    task = SimpleNamespace(INPUTS=("pixel_values",), logits=lambda output, inputs: output)
+    model = Pair(case).eval()
+    batch = [{"pixel_values": np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)} for i in range(4)]
+    found = [(one.kind, int(one.free.sum()), len(one.readers)) for one in smooth.sources(model, task, batch[0], 4)]
+    assert found == ([CASES[case]] if CASES[case] else [])
+    smoothed = copy.deepcopy(model)
+    facts = smooth.fold(smoothed, schemes.get("w8a8"), 0.7, batch, task, 4)
+    assert sum(facts["pairs"].values()) == len(found) and facts["left"] == 3 - sum(readers for _, _, readers in found)
+    x = torch.stack([torch.from_numpy(row["pixel_values"]) for row in batch]).double()
+    with torch.no_grad():
+        torch.testing.assert_close(smoothed.double()(x), model.double()(x), rtol=0, atol=1e-6)
+    assert torch.equal(smoothed.up.weight, model.up.weight) == (not found)
+
+
+def test_factors_are_the_papers_and_zero_channels_stay() -> None:
+    torch.manual_seed(0)
+    model, task = Pair("relu").eval(), SimpleNamespace(INPUTS=("pixel_values",), logits=lambda output, inputs: output)
+    model.up.bias.data[2] = -100.0  # a neuron that never fires
+    batch = [{"pixel_values": np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)} for i in range(4)]
+    before, x = copy.deepcopy(model), torch.stack([torch.from_numpy(row["pixel_values"]) for row in batch])
+    smooth.fold(model.requires_grad_(False), schemes.get("w8a8"), 0.3, batch, task, 4)
+    with torch.no_grad():
+        largest = before.up(x).relu().amax((0, 1))
+    factor = largest**0.3 / before.down.weight.abs().amax(0) ** 0.7
+    factor[2] = 1.0
+    torch.testing.assert_close(model.down.weight, before.down.weight * factor)
+    torch.testing.assert_close(model.up.weight, before.up.weight / factor[:, None])
+    torch.testing.assert_close(model.up.bias, before.up.bias / factor)
+
+
+def test_layers_without_int8_activations_ask_for_nothing() -> None:
+    model = made("distilbert")
+    before = copy.deepcopy(model.state_dict())
+    assert fold(model, text_classification, scheme="w4") == {"alpha": 0.5, "pairs": {}, "left": 0}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, "much"])
+def test_a_strength_outside_of_zero_and_one_is_refused(alpha: object) -> None:
+    assert recipe.Quantize().smooth is None and recipe.Quantize(smooth=0.5).smooth == 0.5
+    with pytest.raises(pydantic.ValidationError, match="smooth"):
+        recipe.Quantize(smooth=alpha)
