@@ -30,7 +30,7 @@ def anchor_ranges(module: torch.fx.GraphModule) -> int:
     import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 
     aten, ops = torch.ops.aten, torch.ops.quantized_decomposed
-    graph, changed = module.graph, 0
+    graph, replaced = module.graph, []
     anchored: dict[tuple[torch.fx.Node, float, int], torch.fx.Node] = {}
     for node in list(graph.find_nodes(op="call_function", target=aten.linear.default)):
         source, weight = node.args[:2]
@@ -42,7 +42,8 @@ def anchor_ranges(module: torch.fx.GraphModule) -> int:
         if weight.target is not ops.dequantize_per_channel.default:
             raise BadInput(f"'{node.name}' has static int8 inputs and other weights than int8", where="anchor_ranges")
         stored: torch.Tensor = operator.attrgetter(str(weight.args[0].target))(module)
-        module.register_buffer(f"anchored_weight_{changed}", torch.nn.functional.pad(stored, (0, ENDS)))
+        wide = f"anchored_weight_{len(replaced)}"
+        module.register_buffer(wide, torch.nn.functional.pad(stored, (0, ENDS)))
         if (x, scale, zero) not in anchored:
             name = f"range_{len(anchored)}"
             module.register_buffer(name, torch.tensor([(end - zero) * scale for end in (QMIN, QMAX)]))
@@ -58,11 +59,14 @@ def anchor_ranges(module: torch.fx.GraphModule) -> int:
                 floats = graph.call_function(ops.dequantize_per_token.default, (integers, *limits, torch.float32))
             anchored[x, scale, zero] = floats
         with graph.inserting_before(node):
-            wide = graph.get_attr(f"anchored_weight_{changed}")
-            wider = graph.call_function(weight.target, (wide, *weight.args[1:]))
+            wider = graph.call_function(weight.target, (graph.get_attr(wide), *weight.args[1:]))
         node.update_arg(0, anchored[x, scale, zero])
         node.update_arg(1, wider)
-        changed += 1
+        replaced.append(str(weight.args[0].target))
     graph.eliminate_dead_code()
+    read = {node.target for node in graph.find_nodes(op="get_attr")}
+    for name in set(replaced) - read:  # an exporter would store it beside the wider one
+        owner, _, buffer = name.rpartition(".")
+        delattr(module.get_submodule(owner), buffer)
     module.recompile()
-    return changed
+    return len(replaced)

@@ -287,7 +287,7 @@ def test_observed_says_what_it_is(made: Any) -> None:
 
 
 def test_trained_numbers_reach_the_package_unchanged(made: Any) -> None:
-    """Per layer, from the package: int8 weight, its scales, and scale and zero point of input and output."""
+    """Per layer, from the package: int8 weight, its scales, and scale and zero point of input and quantized output."""
     program, artefact, _ = made["w8a8"]
     expected = program_layers(program)
     operations = _mil.load_mil(artefact / "model.mlpackage").functions["main"].operations
@@ -301,7 +301,7 @@ def test_trained_numbers_reach_the_package_unchanged(made: Any) -> None:
             weight.quantized_data.val.tobytes(),
             weight.scale.val.astype(np.float32).tobytes(),
             *numbers(layer.x.op),
-            *numbers(layer.outputs[0].child_ops[0]),
+            *(one for user in layer.outputs[0].child_ops if user.op_type == "quantize" for one in numbers(user)),
         )
         assert found in expected, f"{layer.name} is none of the Program's layers"
         expected.remove(found)
@@ -403,7 +403,7 @@ def numbers(operation: Any) -> tuple[bytes, int]:
     return operation.scale.val.tobytes(), zero
 
 
-def program_layers(program: Path) -> list[tuple[bytes, bytes, bytes, int, bytes, int]]:
+def program_layers(program: Path) -> list[tuple[bytes | int, ...]]:
     """The numbers of every quantized linear layer of a Program, read from its graph."""
     exported = load_program(program)
     names = {**exported.graph_signature.inputs_to_parameters, **exported.graph_signature.inputs_to_buffers}
@@ -412,8 +412,10 @@ def program_layers(program: Path) -> list[tuple[bytes, bytes, bytes, int, bytes,
     for node in exported.graph.nodes:
         if node.target is torch.ops.aten.linear.default:
             data, weight, _ = node.args
-            output = next(iter(node.users))
+            outputs = [
+                one for one in node.users if one.target is torch.ops.quantized_decomposed.quantize_per_tensor.default
+            ]
             stored = [state[names[one.name]].numpy().tobytes() for one in weight.args[:2]]
-            sides = [(np.float32(one.args[1]).tobytes(), one.args[2]) for one in (data, output)]
-            layers.append((*stored, *sides[0], *sides[1]))
+            sides = [side for one in (data, *outputs) for side in (np.float32(one.args[1]).tobytes(), one.args[2])]
+            layers.append((*stored, *sides))
     return layers
