@@ -25,7 +25,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from edgekd.quantize.reference import quantize_tokens, token_numbers
 
@@ -124,9 +124,7 @@ def to_integers(module: GraphModule) -> GraphModule:
             _weight(weight, module)
     graph.eliminate_dead_code()
     if any(node.target in (int8_linear, int8_linear_float, int8_linear_tokens) for node in graph.nodes):
-        for node in graph.nodes:
-            if node.target in FLOATS:
-                node.target = rounded_once(node.target)
+        round_floats(graph)
     for node in graph.nodes:
         if node.target is DEQUANTIZE and node.args[0].target is int8_linear:
             if _activation(node, DEQUANTIZE)[1:] != node.args[0].args[6:]:
@@ -137,6 +135,13 @@ def to_integers(module: GraphModule) -> GraphModule:
             raise ValueError(f"{node.name}: something beside a linear layer reads quantized weights")
     module.recompile()
     return module
+
+
+def round_floats(graph: Graph) -> None:
+    """Compute the float operators of a graph in float64, each rounded once, in place."""
+    for node in graph.nodes:
+        if node.target in FLOATS:
+            node.target = rounded_once(node.target)
 
 
 @functools.cache
