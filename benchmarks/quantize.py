@@ -47,7 +47,7 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=512)
     asked = arguments.parse_args()
     torch.manual_seed(0)
-    student = transformers.model_class(task.AUTO_TASK).from_pretrained(asked.model).eval()
+    student = transformers.model_class(task.AUTO_TASK).from_pretrained(asked.model, dtype=torch.float32).eval()
     with asked.texts.open(encoding="utf-8") as file:
         rows = [{"text": row["text"], "label": 0} for row in csv.DictReader(file)][: asked.samples]
     encoded = task.encode(task.processor(asked.model), rows, 64)
