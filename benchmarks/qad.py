@@ -23,7 +23,6 @@ from edgekd import pipeline, recipe, registry
 from edgekd.artifact import Inputs
 from edgekd.data.stage import read_split
 from edgekd.distill import student as students
-from edgekd.distill.stage import distance
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize import stage
 from edgekd.teach import transformers
@@ -84,12 +83,8 @@ class Judge:
                 own, inputs, task, self.student, self.processor, self.pad_token_id, wanted, Path(folder)
             )
         found = transformers.predict(model, task, self.encoded, self.pad_token_id)
-        mine, theirs = transformers.paired(task, found, self.goal)
-        agreed = task.agree(transformers.arrays(found), transformers.arrays(self.goal))
         return {
-            "distance": distance(task, found, self.goal),
-            "mean_abs_delta": (mine - theirs).abs().mean().item(),
-            "agreement": float(agreed.mean()),
+            **stage.compared(task, found, self.goal),
             task.HEADLINE: task.metrics(transformers.arrays(found), self.test)[task.HEADLINE],
             "step": float(facts["chosen_step"]),
         }

@@ -647,23 +647,22 @@ def _agreement(result: Result) -> dict[str, list[dict[str, Any]]]:
     from edgekd.outputs import read_outputs, read_rows
     from edgekd.report.agreement import Answers, pairs
 
-    def answers(step: str, file: str) -> dict[str, Answers]:
+    def answers(name: str, step: str, file: str) -> dict[str, Answers]:
         if step not in result.steps:
             return {}
         path = result.steps[step].file(file)
         outputs = read_outputs(path)
-        return {step: Answers(read_rows(path) or range(len(outputs)), outputs)}
+        return {name: Answers(read_rows(path) or range(len(outputs)), outputs)}
 
     task, found = registry.load("tasks", result.recipe.task), {}
+    student = answers("student", "distill-student", "test_logits.safetensors")
     for scheme in _schemes(result.recipe):
-        models = answers("distill-student", "test_logits.safetensors")
-        models |= answers(f"quantize-{scheme}", "reference.safetensors")
+        program = answers("program", f"quantize-{scheme}", "reference.safetensors")
+        artifacts: dict[str, Answers] = {}
         for target in result.recipe.export.targets:
-            models |= answers(f"verify-{target}-{scheme}", "logits.safetensors")
-        if any(name.startswith("verify-") for name in models):
-            names = {"distill-student": "student", f"quantize-{scheme}": "program"}
-            named = {names.get(step, step.split("-")[1]): one for step, one in models.items()}
-            found[scheme] = pairs(named, task.agree)
+            artifacts |= answers(target, f"verify-{target}-{scheme}", "logits.safetensors")
+        if artifacts:
+            found[scheme] = pairs(student | program | artifacts, task.agree)
     return found
 
 

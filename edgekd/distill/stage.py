@@ -78,8 +78,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     max_steps = planned if settings.max_steps is None else settings.max_steps
     parameters = float(sum(p.numel() for p in model.parameters()))
     began = time.monotonic()
-    history = (
-        trainer.train(
+    if max_steps:
+        history = trainer.train(
             model,
             rows,
             settings,
@@ -93,9 +93,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
             progress=inputs.progress,
             evaluated=lambda step, steps, metrics: inputs.evaluated(step, steps, {**metrics, "parameters": parameters}),
         )
-        if max_steps
-        else [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
-    )
+    else:
+        history = [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     seconds = time.monotonic() - began
     model = model.cpu().eval()
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id)

@@ -155,14 +155,20 @@ def _judge(
 
     def judge(model: nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded, pad_token_id)
-        agreed = task.agree(transformers.arrays(found), transformers.arrays(goal))
-        mine, theirs = transformers.paired(task, found, goal)
-        judged = {"distance": distance(task, found, goal), "mean_abs_delta": (mine - theirs).abs().mean().item()}
-        if agreed is None:
-            return judged | {"drop": whole - task.metrics(transformers.arrays(found), rows)[task.HEADLINE]}
-        return judged | {"agreement": float(agreed.mean()), "drop": 1 - float(agreed.mean())}
+        judged = compared(task, found, goal)
+        if "agreement" in judged:
+            return judged | {"drop": 1 - judged["agreement"]}
+        return judged | {"drop": whole - task.metrics(transformers.arrays(found), rows)[task.HEADLINE]}
 
     return judge
+
+
+def compared(task: Any, found: transformers.Outputs, goal: transformers.Outputs) -> dict[str, float]:
+    """``distance`` (the task's own loss), ``mean_abs_delta`` and, where it has a meaning, ``agreement`` of outputs."""
+    agreed = task.agree(transformers.arrays(found), transformers.arrays(goal))
+    mine, theirs = transformers.paired(task, found, goal)
+    judged = {"distance": distance(task, found, goal), "mean_abs_delta": (mine - theirs).abs().mean().item()}
+    return judged if agreed is None else judged | {"agreement": float(agreed.mean())}
 
 
 def _source(recipe: Recipe, task: Any, data: Artifact, teach: Artifact, split: str) -> sources.Source:

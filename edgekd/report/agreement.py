@@ -36,11 +36,14 @@ def pairs(models: Mapping[str, Answers], agree: Callable[[Any, Any], np.ndarray 
         if not rows:
             continue
         left, right = (_picked(model, rows) for model in (mine, theirs))
-        shortest = [min(len(a), len(b)) for a, b in zip(left, right, strict=True)]
         if left[0].ndim == 2:  # one of them may have been cut earlier
+            shortest = [min(len(a), len(b)) for a, b in zip(left, right, strict=True)]
             left, right = ([a[:n] for a, n in zip(some, shortest, strict=True)] for some in (left, right))
-        reach = max(float(max(a.max() for a in left) - min(a.min() for a in left)), 1e-30)
-        moved_N = np.array([np.abs(a - b).max(initial=0.0) for a, b in zip(left, right, strict=True)]) / reach
+        mine_V, theirs_V = (np.concatenate([one.ravel() for one in some]) for some in (left, right))
+        reach = max(float(np.ptp(mine_V)), 1e-30)
+        moved_N: np.ndarray = np.zeros(len(rows), np.float32)
+        np.maximum.at(moved_N, np.repeat(np.arange(len(rows)), [one.size for one in left]), np.abs(mine_V - theirs_V))
+        moved_N /= reach
         shares_N = agree(left, right)
         found.append(
             {

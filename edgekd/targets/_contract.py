@@ -146,14 +146,19 @@ def padded(inputs: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     for name, shape in shapes.items():
         array = inputs[name]
         if len(shape) == 2:
-            tokens, length = array.shape[1], shape[1]
-            if tokens > length:
-                raise BadInput(f"{tokens} tokens; the artefact takes at most {length}", where=where)
-            array = np.pad(array, ((0, 0), (0, length - tokens)))
+            size, length = array.shape[1], shape[1]
+            if size > length:
+                raise BadInput(f"{size} tokens; the artefact takes at most {length}", where=where)
+            array = np.pad(array, ((0, 0), (0, length - size)))
         elif array.shape != tuple(shape):
             raise BadInput(f"{name} of shape {array.shape}; the artefact takes {tuple(shape)}", where=where)
         made[name] = array
     return made
+
+
+def tokens(inputs: Mapping[str, np.ndarray]) -> int:
+    """Tokens of an example; 0 where it has no sequence."""
+    return max((array.shape[1] for array in inputs.values() if array.ndim == 2), default=0)
 
 
 def unpadded(logits: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -38,6 +38,7 @@ from edgekd.targets._contract import (
     read_signature,
     require,
     sizes,
+    tokens,
     unpadded,
 )
 from edgekd.targets._mil import SPECIFICATION, Evaluation, load_specification
@@ -401,8 +402,8 @@ class _Fixed:
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         import numpy as np
 
-        tokens = max((array.shape[1] for array in inputs.values() if array.ndim == 2), default=0)
-        fitting = [name for name, length in self._lengths.items() if length >= tokens]
+        size = tokens(inputs)
+        fitting = [name for name, length in self._lengths.items() if length >= size]
         name = min(fitting, key=self._lengths.__getitem__, default=DEFAULT)
         fixed = {
             key: array.astype(np.float32 if array.dtype.kind == "f" else np.int32)

@@ -37,6 +37,7 @@ from edgekd.targets._contract import (
     read_signature,
     require,
     specialise,
+    tokens,
     unpadded,
 )
 from edgekd.targets._litert_passes import Stored, constant, lift_weights, merge, separate, store_weights
@@ -360,8 +361,8 @@ class _Session:
         }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        tokens = max((array.shape[1] for array in inputs.values() if array.ndim == 2), default=0)
-        graph = next((one for one in self._graphs if one.length >= tokens), self._graphs[-1])
+        size = tokens(inputs)
+        graph = next((one for one in self._graphs if one.length >= size), self._graphs[-1])
         return unpadded(graph.run(inputs), inputs)
 
     def close(self) -> None:

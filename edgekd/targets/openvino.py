@@ -317,16 +317,12 @@ def kernels(artifact: Path) -> Facts:
     counts, names = {"integer": 0, "float": 0}, Counter[str]()
     for node in _compiled(model, 1, integers=True).get_runtime_model().get_ordered_ops():
         layer = node.get_rt_info()["layerType"].value
-        if layer not in LAYERS or _source(node, 1).get_rt_info()["layerType"].value != "Const":
+        if layer not in LAYERS or node.input_value(1).get_node().get_rt_info()["layerType"].value != "Const":
             continue
         integer = all(node.get_input_element_type(place).get_size() == 1 for place in (0, 1))
         counts["integer" if integer else "float"] += 1
         names[f"{layer} {node.get_rt_info()['primitiveType'].value}"] += 1
     return {**counts, "how": "runtime graph", "names": dict(sorted(names.items()))}
-
-
-def _source(node: Any, place: int) -> Any:
-    return node.input_value(place).get_node()
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import _kinds
 import _programs
@@ -70,23 +71,20 @@ def test_litert(made: Callable[[str, str], tuple[Path, int, Examples]], model: s
     assert passes
 
 
+RESPELLED: dict[ModuleType, Callable[[Path, int], torch.export.ExportedProgram]] = {
+    executorch: lambda path, length: executorch.legalise(load_program(path), read_signature(path)[0], length),
+    openvino: lambda path, length: openvino.legalise(load_program(path))[0],
+}
+
+
+@pytest.mark.parametrize("target", RESPELLED, ids=lambda target: target.__name__.rpartition(".")[2])
 @pytest.mark.parametrize(("model", "scheme"), CASES)
-def test_executorch(made: Callable[[str, str], tuple[Path, int, Examples]], model: str, scheme: str) -> None:
+def test_executorch_and_openvino(
+    made: Callable[[str, str], tuple[Path, int, Examples]], model: str, scheme: str, target: ModuleType
+) -> None:
     path, length, examples = made(model, scheme)
-    if scheme not in executorch.accepts:
-        pytest.skip(executorch.refuses[scheme])
-    program = load_program(path)
-    module = executorch.legalise(load_program(path), read_signature(path)[0], length).module()
+    if scheme not in target.accepts:
+        pytest.skip(target.refuses[scheme])
+    module, respelled = load_program(path).module(), RESPELLED[target](path, length).module()
     with torch.no_grad():
-        check([program.module()(*one) for one in examples], [module(*one) for one in examples])
-
-
-@pytest.mark.parametrize(("model", "scheme"), CASES)
-def test_openvino(made: Callable[[str, str], tuple[Path, int, Examples]], model: str, scheme: str) -> None:
-    path, _, examples = made(model, scheme)
-    if scheme not in openvino.accepts:
-        pytest.skip(openvino.refuses[scheme])
-    program = load_program(path)
-    respelled, _ = openvino.legalise(load_program(path))
-    with torch.no_grad():
-        check([program.module()(*one) for one in examples], [respelled.module()(*one) for one in examples])
+        check([module(*one) for one in examples], [respelled(*one) for one in examples])
