@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from edgekd import errors
 
@@ -36,10 +37,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class _RunByDefault(typer.core.TyperGroup):
+    """`edgekd bench X` is `edgekd bench run X`, unless X is another command of the group."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+bench_app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, help="Measure on devices, and compare measurements.")
+devices_app = typer.Typer(no_args_is_help=True, help="Devices to measure on: list, probe, add.")
+app.add_typer(bench_app, name="bench")
+app.add_typer(devices_app, name="devices")
+
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; default runs/<name>.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a field; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Write = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--write", metavar="FORMAT=FILE", help="Also as google-benchmark, csv, markdown or junit; repeatable."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 
@@ -204,24 +226,131 @@ def verify(
     raise typer.Exit(pipeline.exit_code(result))
 
 
-@app.command(epilog="Example: edgekd bench runs/banking77 --set 'bench.threads=[1, 2]'")
-def bench(
-    recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
+@bench_app.command("run", epilog="Example: edgekd bench runs/banking77 --device local --set 'bench.threads=[1, 2]'")
+def bench_run(
+    subject: Annotated[Path, typer.Argument(metavar="WHAT", help="Recipe, folder of a run, or a model file.")],
+    device: Annotated[list[str] | None, typer.Option("--device", help="Profile's name or file; repeatable.")] = None,
+    shape: Annotated[list[str] | None, typer.Option("--shape", metavar="INPUT=1x32", help="Of a model file.")] = None,
+    inputs: Annotated[Path | None, typer.Option("--inputs", help="Sample inputs of a model file, JSON.")] = None,
+    run_dir: RunDir = None,
+    sets: Set = None,
+    write: Write = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure latency and memory of every artefact, interleaved; raw samples in bench/measurements.jsonl."""
-    from edgekd import pipeline, progress
+    """Latency and memory of every artefact of a run, or of one model file, interleaved, with raw samples.
 
-    loaded, folder = _load(recipe, run_dir, sets)
-    with progress.show(quiet=quiet) as listen:
-        result = pipeline.run(loaded, folder, until="export", listen=listen)
-        facts = dict(pipeline.bench(result, listen=listen).facts)
+    Measurements go to bench/measurements.jsonl in the run's folder.
+    """
+    from edgekd.bench import formats, subjects
+
+    outputs = formats.asked(write or [])
+    sets = [*(sets or []), *([f"bench.devices=[{', '.join(device)}]"] if device else [])]
+    is_file = subject.suffix in subjects.RUNTIMES
+    if not is_file and (shape or inputs):
+        raise errors.BadInput("--shape and --inputs are for a model file", where=str(subject))
+    measure = _bench_file if is_file else _bench_run
+    folder, facts, code = measure(subject, run_dir, sets, shape or [], inputs, quiet)
+    formats.write(outputs, folder)
     if as_json:
         _json({"schema": "edgekd/bench/1", "run": str(folder), **facts})
     else:
         from edgekd.report.build import bench_rows
 
         _table(f"bench: {folder}", *bench_rows(facts))
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(code)
+
+
+def _bench_run(
+    recipe: Path, run_dir: Path | None, sets: list[str], shapes: list[str], inputs: Path | None, quiet: bool
+) -> tuple[Path, dict[str, Any], int]:
+    from edgekd import pipeline, progress
+
+    loaded, folder = _load(recipe, run_dir, sets)
+    with progress.show(quiet=quiet) as listen:
+        result = pipeline.run(loaded, folder, until="export", listen=listen)
+        facts = dict(pipeline.bench(result, listen=listen).facts)
+    return folder, facts, pipeline.exit_code(result)
+
+
+def _bench_file(
+    model: Path, run_dir: Path | None, sets: list[str], shapes: list[str], inputs: Path | None, quiet: bool
+) -> tuple[Path, dict[str, Any], int]:
+    from edgekd import recipe as recipes
+    from edgekd.bench import stage
+
+    settings = recipes.parse("name: bench\n", overrides=sets).bench
+    folder = run_dir or Path("runs") / f"bench-{model.stem}"
+    facts = stage.bare(model, settings.devices, settings, folder / "bench", shapes=shapes, samples=inputs)
+    return folder, dict(facts), errors.EXIT_ENVIRONMENT if facts["failed"] else errors.EXIT_OK
+
+
+@bench_app.command("compare", epilog="Example: edgekd bench compare baselines/pixel8.json runs/banking77")
+def bench_compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Run, measurements.jsonl or baseline.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same kind of thing, newer or elsewhere.")],
+    threshold: Annotated[float, typer.Option("--threshold", min=0, help="Share that counts as a regression.")] = 0.05,
+    devices: Annotated[bool, typer.Option("--across-devices", help="A and B come from different devices.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Is B slower, larger in memory or slower to load than A? Exits with 1 where it is, 2 where they do not compare."""
+    from edgekd.bench import compare
+
+    rows = compare.compare(compare.read(before), compare.read(after), threshold=threshold, across_devices=devices)
+    if as_json:
+        _json({"schema": "edgekd/bench-compare/1", "threshold": threshold, "rows": rows})
+    else:
+        _table(f"{before} -> {after}", *compare.table(rows))
+    raise typer.Exit(errors.EXIT_GATE if any(row["regression"] for row in rows) else errors.EXIT_OK)
+
+
+@bench_app.command("baseline", epilog="Example: edgekd bench baseline runs/banking77 > baselines/pixel8.json")
+def bench_baseline(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run or measurements.jsonl.")]) -> None:
+    """Print a run's measurements as a small file, fit for git, that `bench compare` reads."""
+    from edgekd.bench import compare
+
+    _json(compare.baseline(compare.read(run)))
+
+
+@devices_app.command("list", epilog="Example: edgekd devices list --json")
+def devices_list(as_json: Json = False) -> None:
+    """The device profiles that come with edgekd."""
+    from edgekd.bench import devices
+
+    found = [devices.load(name) for name in devices.known()]
+    if as_json:
+        return _json({"schema": "edgekd/devices/1", "devices": [one.model_dump(mode="json") for one in found]})
+    rows = [[one.name, one.transport, one.soc or "", one.os or "", one.description] for one in found]
+    _table("devices", ["name", "transport", "processor", "system", "what"], rows)
+
+
+@devices_app.command("probe", epilog="Example: edgekd devices probe local")
+def devices_probe(name: Annotated[str, typer.Argument(help="Profile's name or file.")], as_json: Json = False) -> None:
+    """Reach a device and say what it is, and its state now."""
+    from edgekd.bench import devices, stage
+
+    found = stage.probe(devices.load(name))
+    if as_json:
+        return _json({"schema": "edgekd/probe/1", "device": name, "found": found})
+    _table(f"device: {name}", ["what", "value"], [[key, str(value)] for key, value in found.items()])
+
+
+@devices_app.command("add", epilog="Example: edgekd devices add my-phone --transport adb --out my-phone.yaml")
+def devices_add(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    transport: Annotated[str, typer.Option("--transport", help="How it is reached: adb, ssh, ...")],
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the transport.")] = None,
+    runner: Annotated[str, typer.Option("--runner", help="native, browser, or a file of runtimes/.")] = "native",
+    out: Annotated[Path | None, typer.Option("--out", help="Write here instead of stdout; never overwrites.")] = None,
+) -> None:
+    """Reach a device, look at it, and write its profile."""
+    import yaml
+
+    from edgekd.bench import devices, stage
+
+    device = devices.new(name, transport, runner, option or [])
+    text = yaml.safe_dump(devices.written(device, stage.probe(device)), sort_keys=False, allow_unicode=True)
+    _write_new(text, out)
 
 
 @app.command(epilog="Example: edgekd report runs/banking77")
@@ -247,6 +376,11 @@ def init(
 
     registry.load("tasks", task)
     text = recipes.starter(task)
+    _write_new(text, out)
+
+
+def _write_new(text: str, out: Path | None) -> None:
+    """To a file that does not exist yet, or to stdout."""
     if out is None:
         _print(text)
         return

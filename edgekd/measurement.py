@@ -26,7 +26,13 @@ FLAGS = {
     "threads_differ": "the runtime used another number of threads than asked for",
     "unstable": "stability score below 60 of 100",
     "governor": "the frequency governor saves power",
+    "throttled": "the device says that it is throttling",
+    "hot": "warmer than the device's limit",
+    "on_battery": "running on battery",
+    "coarse_clock": "one inference is not much longer than a tick of the clock",
     "memory_not_reset": "the kernel did not reset the peak, so it may include what came before the load",
+    "synthetic_inputs": "fed zeros instead of data",
+    "emulated": "an emulated processor: numerics only, not latency",
     "golden_differs": "golden inputs gave another answer than the Program",
 }
 
@@ -58,6 +64,9 @@ class Measurement:
     blocks: tuple[Mapping[str, Any], ...] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
     memory: Mapping[str, Any] = field(default_factory=dict)  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}
     golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "agreement"}
+    test: Mapping[str, Any] = field(default_factory=dict)  # the test split on the device: {"samples", "metrics", ...}
+    sustained: Mapping[str, Any] = field(default_factory=dict)  # a block without an end: {"samples_ns", "wall_ns", ...}
+    operators: tuple[Mapping[str, Any], ...] = ()  # {"name", "type", "ns", "calls"}, means of a run
     environment: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     error: str | None = None
@@ -88,7 +97,7 @@ def from_line(line: str, *, where: str = "measurement") -> Measurement:
     if missing := sorted({"target", "scheme", "artifact", "device", "runtime", "threads", "tokens"} - set(value)):
         raise BadInput(f"missing fields: {', '.join(missing)}", where=where)
     _check(value, where)
-    for name in ("load_ns", "first_inference_ns", "flags", "blocks"):
+    for name in ("load_ns", "first_inference_ns", "flags", "blocks", "operators"):
         value[name] = tuple(value.get(name, ()))
     value["latency_ns"] = tuple(tuple(block) for block in value.get("latency_ns", ()))
     return Measurement(**value)
@@ -101,7 +110,7 @@ def _check(value: dict[str, Any], where: str) -> None:
     for name in ("threads", "tokens"):
         if not _whole(value[name], least=1):
             raise BadInput(f"{name} is not a positive whole number: {value[name]!r}", where=where)
-    for name in ("requested", "observed", "warmup", "memory", "golden", "environment"):
+    for name in ("requested", "observed", "warmup", "memory", "golden", "test", "sustained", "environment"):
         if not isinstance(value.get(name, {}), dict):
             raise BadInput(f"{name} is not an object", where=where)
     blocks = value.get("latency_ns", [])

@@ -23,6 +23,7 @@ from typing import Any
 from edgekd import artifact, isolate, processes, registry
 from edgekd import recipe as recipes
 from edgekd.artifact import Artifact, Facts
+from edgekd.bench import devices
 from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
@@ -84,7 +85,7 @@ VERIFY = Stage(
     ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
     isolated=True,
 )
-BENCH = Stage("edgekd.bench.stage:run", 2, ("bench", "task", "data.max_length", "teacher"))
+BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", "teacher"))
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,8 @@ def _check(recipe: Recipe) -> None:
             where="recipe",
             todo="The longest bucket is max_length: drop the longer ones, or raise it.",
         )
+    for name in recipe.bench.devices if recipe.bench.enabled else ():
+        registry.load("transports", devices.load(name).transport)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load("targets", target), target, schemes.get(scheme, recipe.quantize))
@@ -400,7 +403,12 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
         exports = {
             step.removeprefix("export-"): made for step, made in result.steps.items() if step.startswith("export-")
         }
-        parents = {"data": result.steps["data"], "student": result.steps["quantize-fp32"], **exports}
+        programs = {
+            step.replace("quantize-", "program-", 1): made
+            for step, made in result.steps.items()
+            if step.startswith("quantize-")
+        }
+        parents = {"data": result.steps["data"], "student": result.steps["quantize-fp32"], **programs, **exports}
         inputs = artifact.Inputs(
             parents=parents,
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),

@@ -297,6 +297,11 @@ class Bench(Section):
     blocks: int = Field(3, ge=1, description="Interleaved blocks per artefact (A B A B ...), shuffled.")
     cold_loads: int = Field(3, ge=0, description="Fresh processes for load time and first inference.")
     timeout_seconds: int = Field(300, ge=1, description="A worker that takes longer is stopped.")
+    verify: Literal["golden", "test"] = Field(
+        "golden", description="On the device too: golden inputs, or all test rows."
+    )
+    sustained_seconds: float = Field(0, ge=0, description="A run without a pause, for drift; 0: none.")
+    profile: bool = Field(False, description="Time by operator, where the runtime tells.")
 
 
 class Range(Section):

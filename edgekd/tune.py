@@ -21,6 +21,7 @@ import yaml
 
 from edgekd import artifact, pipeline, registry
 from edgekd import recipe as recipes
+from edgekd.bench import devices
 from edgekd.errors import BadInput, Environment, StepFailed
 from edgekd.quantize import scheme
 from edgekd.recipe import Range, Recipe
@@ -122,13 +123,19 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def write(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """``tune/front.json``, ``tune/front.svg`` and ``tune/best.yaml`` (highest metric, cheapest on a tie)."""
+    """``tune/front.json``, ``tune/front.svg`` and ``tune/best.yaml``.
+
+    The best has the highest metric of those within the budget of gate and devices (of all, where none is), and is the
+    cheapest on a tie.
+    """
     study, out = _study(recipe, folder / FOLDER), folder / FOLDER
     trials = [Trial(t.number, t.user_attrs["values"], *t.values) for t in study.get_trials(deepcopy=False) if t.values]
     if not trials:
         lost = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
         raise StepFailed(f"no trial came out; the last one: {lost[-1] if lost else 'stopped early'}", where="tune")
-    best = min(trials, key=lambda one: (-one.metric, one.cost, one.number))
+    limit = _budget(recipe)
+    fits = [one for one in trials if limit is None or one.cost <= limit] or trials
+    best = min(fits, key=lambda one: (-one.metric, one.cost, one.number))
     shown = front(trials)
     headline = registry.load("tasks", recipe.task).HEADLINE
     unit = "bytes" if recipe.tune.against == "size" else "ms"
@@ -136,7 +143,8 @@ def write(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "metric": f"validation {headline}",
         "cost": f"{recipe.tune.against} ({unit})",
-        "trials": [{**vars(one), "front": one in shown} for one in trials],
+        "budget": limit,
+        "trials": [{**vars(one), "front": one in shown, "fits": one in fits} for one in trials],
         "stopped": sum(t.state.name == "PRUNED" for t in study.get_trials(deepcopy=False)),
         "best": best.number,
         "written": next((one.metric for one in trials if one.number == 0), None),
@@ -209,6 +217,7 @@ def _latency(recipe: Recipe, folder: Path, listen: pipeline.Listener) -> float:
             "export.targets": recipe.export.targets[:1],
             "quantize.schemes": schemes,
             "quantize.steps": 0,
+            "bench.devices": [_timed(recipe)],
             **{f"bench.{name}": value for name, value in SHORT_BENCH.items()},
         },
     )
@@ -216,9 +225,28 @@ def _latency(recipe: Recipe, folder: Path, listen: pipeline.Listener) -> float:
     if result.failures:
         raise next(iter(result.failures.values()))
     rows = pipeline.bench(result, listen=listen).facts["summaries"]
-    wanted = schemes[0] if schemes else "fp32"
-    mine = [row for row in rows if row["target"] == recipe.export.targets[0] and row["scheme"] == wanted]
-    return float(mine[0]["latency_ns"]["p50"]["value"]) / 1e6
+    wanted = (recipe.export.targets[0], schemes[0] if schemes else "fp32")
+    mine = [row for row in rows if (row["target"], row["scheme"]) == wanted]
+    lost = next((row["error"] for row in mine if row["error"]), None)
+    if lost or not mine:
+        raise StepFailed(f"the latency of {'-'.join(wanted)} was not measured: {lost}", where="tune")
+    return float(mine[-1]["p50_ms"])  # of the longest texts
+
+
+def _timed(recipe: Recipe) -> str:
+    """The first device of the recipe whose times count."""
+    names = [name for name in recipe.bench.devices if not devices.load(name).emulated]
+    if not names:
+        raise BadInput("no device whose times count", where="bench.devices", todo="Name one that is not emulated.")
+    return names[0]
+
+
+def _budget(recipe: Recipe) -> float | None:
+    """The strictest limit on the cost, of the gate and of the devices, in its unit; None where there is none."""
+    name, scale = ("size_mb", 1e6) if recipe.tune.against == "size" else ("p50_ms", 1.0)
+    asked = recipe.bench.devices if recipe.tune.against == "size" else [_timed(recipe)]
+    limits = [getattr(recipe.gate, name), *(getattr(devices.load(device).limits, name) for device in asked)]
+    return min((limit * scale for limit in limits if limit is not None), default=None)
 
 
 def _of(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

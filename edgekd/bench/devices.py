@@ -7,6 +7,7 @@ device cannot do (its runtimes) is not tried on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from edgekd.errors import BadInput, Environment, closest
 from edgekd.recipe import Section
 
 SUFFIXES = (".yaml", ".yml")
+ABIS = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}  # uname -m
 
 
 class Cluster(Section):
@@ -110,3 +112,32 @@ def options(device: Device, kind: type[Section]) -> Any:
         first = error.errors()[0]
         field = ".".join(["options", *map(str, first["loc"])])
         raise BadInput(f"{field}: {first['msg']}", where=f"device '{device.name}'") from None
+
+
+def written(device: Device, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile for the device at the other end, from what its probe found: what is known, and nothing guessed."""
+    known = {
+        "description": found.get("model") or found.get("browser"),
+        "soc": found.get("cpu") or None,
+        "ram_mb": found["memory_bytes"] // 10**6 if found.get("memory_bytes") else None,
+        "os": found.get("os"),
+        "abi": device.abi or ABIS.get(str(found.get("machine"))),
+    }
+    plain = device.model_dump(mode="json", exclude_defaults=True)
+    made = {"schema_version": 1, "name": device.name, **plain, **{k: v for k, v in known.items() if v}}
+    return {name: made[name] for name in Device.model_fields if name in made}
+
+
+def new(name: str, transport: str, runner: str, given: Sequence[str]) -> Device:
+    """A profile from the command line; ``given`` are the transport's options, ``key=value``. Raises BadInput."""
+    values = {}
+    for one in given:
+        key, found, value = one.partition("=")
+        if not found or not key:
+            raise BadInput(f"'{one}' is no option", where="--option", todo="Write it like port=2222.")
+        values[key] = yaml.safe_load(value)
+    try:
+        return Device(name=name, transport=transport, runner=runner, options=values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{first['loc'][0]}: {first['msg']}", where="device") from None

@@ -15,6 +15,7 @@ from edgekd.recipe import Gate
 
 Facts = Mapping[str, Any]
 BUDGETS = ("p50_ms", "peak_mb")  # judged by their worst value over devices, thread counts and lengths
+LIMITS = {"p50_ms": "p50 in ms", "peak_mb": "peak memory in MB", "load_ms": "load in ms"}  # of a device's profile
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def judge(
         *_faithful(verify.get("faithful")),
         *_size(gate, export, sibling),
         *_speed(gate, export, latency, comparisons),
+        *_devices(gate, headline, verify, export, latency, reference=reference),
     ]
     reasons = [_reason(check) for check in checks if check.passed is False]
     return {
@@ -174,12 +176,50 @@ def _speed(gate: Gate, export: Facts, latency: Sequence[Facts], comparisons: Seq
             checks.append(
                 Check(f"runtime {_where(row)}", "backend differs", "as asked", False, "it fell back silently")
             )
-    worst = {name: max((row[name] for row in latency if row.get(name) is not None), default=None) for name in BUDGETS}
+    real = [row for row in latency if not row.get("emulated")]
+    worst = {name: max((row[name] for row in real if row.get(name) is not None), default=None) for name in BUDGETS}
     return [
         *checks,
         *_at_most("p50 in ms", worst["p50_ms"], gate.p50_ms),
         *_at_most("peak memory in MB", worst["peak_mb"], gate.peak_mb),
     ]
+
+
+def _devices(
+    gate: Gate, headline: str, verify: Facts, export: Facts, latency: Sequence[Facts], *, reference: bool
+) -> list[Check]:
+    """What each device says for itself: its own answers, and the limits of its profile."""
+    checks, seen = [], set()
+    for row in latency:
+        device, limits = row["device"], {} if reference else row.get("limits", {})
+        for name, words in LIMITS.items():
+            if name in limits and not row.get("emulated"):
+                checks += _at_most(f"{words} {_where(row)}", row.get(name), limits[name], "the device's own limit")
+        if (device, row["threads"]) in seen:
+            continue
+        seen.add((device, row["threads"]))
+        if "size_mb" in limits:
+            note = "the device's own limit"
+            checks += _at_most(f"size in MB on {device}", export["size_bytes"] / 1e6, limits["size_mb"], note)
+        checks += _answers(gate, headline, verify, row)
+    return checks
+
+
+def _answers(gate: Gate, headline: str, verify: Facts, row: Facts) -> list[Check]:
+    """Golden inputs and, where it was asked for, the test split, as the device answered them."""
+    checks, device, golden, test = [], row["device"], row.get("golden") or {}, row.get("test") or {}
+    if golden:
+        delta, bound = golden.get("max_abs_delta"), verify["golden"]["bound"]
+        note = golden.get("error", "largest |difference| from the Program, on the device")
+        checks.append(Check(f"golden outputs on {device}", delta, bound, delta is not None and delta <= bound, note))
+    if test:
+        drop = round(verify["student_metrics"][headline] - test["metrics"][headline], 12)
+        note = f"on the device, {test['samples']} test rows"
+        checks += _at_most(f"{headline} drop on {device}", drop, gate.max_accuracy_drop, note)
+        if "agreement" in test:
+            name = f"agreement with the Program on {device}"
+            checks += _at_least(name, test["agreement"], gate.min_program_agreement, note)
+    return checks
 
 
 def _where(row: Facts) -> str:

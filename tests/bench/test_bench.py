@@ -12,7 +12,7 @@ import pytest
 from _embedding_sum import WORDS, write_small, write_tokenizer
 
 from edgekd import artifact, measurement, recipe, registry
-from edgekd.bench import stage
+from edgekd.bench import harness, results, stage, subjects
 from edgekd.errors import BadInput
 
 READS = ("bench", "task", "data.max_length", "teacher.model")
@@ -67,10 +67,10 @@ def test_each_subject_is_fed_by_its_own_tokenizer(data, tmp_path) -> None:  # ty
     write_tokenizer(tmp_path, WORDS[::-1])
     task = registry.load("tasks", "text-classification")
     teacher, student = (
-        stage.Subject(name, "fp32", "", "torch", tmp_path, folder)
+        subjects.Subject(name, "fp32", "", "torch", tmp_path, folder)
         for name, folder in (("teacher", data.path / "tokenizer"), ("student", tmp_path))
     )
-    short, _ = stage.choose_lengths(recipe.Recipe(), task, data.path, [teacher, student])
+    short, _ = subjects.choose_lengths(recipe.Recipe(), task, data.path, [teacher, student])
     theirs, mine = (short.rows[one.name] for one in (teacher, student))
     assert len(theirs) == len(mine) == 8 and set(mine[0]) == {"input_ids", "attention_mask"}
     last = len(WORDS) + 3  # the ids count from 2, in the other order
@@ -81,7 +81,7 @@ def test_the_student_is_its_program_and_gives_the_padding(data, export, tmp_path
     made = dataclasses.replace(export("onnx", "fp32"), facts={"max_length": 9, "pad_token_id": 7})
     parents = {"data": data, "student": made, "onnx-w8a8": export("onnx", "w8a8", fixed=True)}
     settings = recipe.parse("name: x\nteacher: {model: some/teacher}\n")
-    teacher, student, quantized = stage.subjects(settings, artifact.Inputs(parents=parents))
+    teacher, student, quantized = subjects.of_run(settings, artifact.Inputs(parents=parents))
     assert (teacher.model, teacher.processor) == ("some/teacher", data.path / "tokenizer")
     assert (student.model, student.processor) == (made.path / "program.pt2", made.path)
     assert quantized.job["pad_id"] == 7 and quantized.job["fixed_lengths"] == [
@@ -191,17 +191,17 @@ def _measured(**change: Any) -> measurement.Measurement:
     ],
 )
 def test_flags(change: dict[str, Any], expected: list[str]) -> None:
-    assert stage.flags(_measured(**change)) == expected
+    assert results.flags(_measured(**change)) == expected
     assert set(expected) <= set(measurement.FLAGS)
 
 
 def test_the_share_of_other_processes() -> None:
     second = 1_000_000_000
     block = {"wall_ns": second, "cpu_ns": second, "machine_busy_ns": 3 * second, "cpus": 4}
-    assert stage.others_share([block, block]) == 0.5
-    assert stage.others_share([{**block, "machine_busy_ns": None}]) is None
-    assert stage.others_share([{**block, "wall_ns": 1000}]) is None
-    assert stage.others_share([{**block, "machine_busy_ns": 0}]) == 0
+    assert results.others_share([block, block]) == 0.5
+    assert results.others_share([{**block, "machine_busy_ns": None}]) is None
+    assert results.others_share([{**block, "wall_ns": 1000}]) is None
+    assert results.others_share([{**block, "machine_busy_ns": 0}]) == 0
 
 
 def test_answers_that_are_none_are_refused() -> None:
@@ -209,8 +209,8 @@ def test_answers_that_are_none_are_refused() -> None:
 
     for stdout, code in ((b"", -11), (b"hello\n", 0), (b'{"schema": "other"}\n', 0)):
         with pytest.raises(DeviceError):
-            stage.parsed(stdout, b"", code)
-    assert stage.parsed(b'noise\n{"schema": "edgekd/runner/1"}\n', b"", 0)
+            harness.parsed(stdout, b"", code)
+    assert harness.parsed(b'noise\n{"schema": "edgekd/runner/1"}\n', b"", 0)
 
 
 def test_a_model_of_two_files_is_measured(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]

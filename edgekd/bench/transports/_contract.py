@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgekd.artifact import Facts
+from edgekd.errors import DeviceError
+
+
+class Waiting(DeviceError):
+    """The device answers later: the question was written down, and somebody has to carry it there."""
 
 
 @dataclass(frozen=True)
