@@ -77,3 +77,22 @@ def test_a_search_that_cannot_be_is_told_before_any_training(search, told, tiny,
     with pytest.raises(BadInput, match=told):
         tune.run(loaded, tmp_path / "run")
     assert not (tmp_path / "run" / "steps").exists()
+
+
+def test_a_search_against_latency_measures_and_keeps_to_the_devices_limit(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    device = "name: mine\ntransport: local\nrunner: linux/python/edgekd_runner.py\nlimits: {p50_ms: 0.000001}\n"
+    (tmp_path / "mine.yaml").write_text(device)
+    sets = [
+        "tune.trials=1",
+        "tune.against=latency",
+        "export.targets=[onnx]",
+        f"bench.devices=[{tmp_path / 'mine.yaml'}]",
+    ]
+    loaded = recipe.parse(tiny.recipe + SEARCH, overrides=sets)
+    document = tune.run(loaded, tmp_path / "run")
+    [one] = document["trials"]
+    assert document["cost"] == "latency (ms)" and 0 < one["cost"] < 1000
+    assert document["budget"] == 0.000001 and one["fits"]  # nothing fits: the best of all is better than none
+    emulated = recipe.parse(tiny.recipe + SEARCH, overrides=[*sets[:3], "bench.devices=[far.yaml]"])
+    with pytest.raises(BadInput, match=r"far\.yaml: no such device profile"):
+        tune.run(emulated, tmp_path / "run")

@@ -120,5 +120,19 @@ def test_a_wrong_profile_names_its_file(tmp_path: Path, text: str, message: str)
 
 
 def test_an_unknown_device_lists_the_known() -> None:
-    with pytest.raises(BadInput, match=r"Known: local\. Did you mean 'local'"):
+    with pytest.raises(BadInput, match=r"Known: .*local.*Did you mean 'local'"):
         devices.load("locl")
+
+
+@pytest.mark.parametrize("name", devices.known())
+def test_every_profile_that_comes_with_edgekd_is_whole(name: str) -> None:
+    """Its name is its file's, its transport exists, and its processors are numbered once."""
+    device = devices.load(name)
+    assert device.name == name and device.description
+    assert device.transport in registry.names("transports")
+    numbers = [cpu for cluster in device.clusters for cpu in cluster.cpus]
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert set(device.cpu_affinity or ()) <= set(numbers or device.cpu_affinity or ())
+    assert device.runner in ("native", "browser") or (devices.data_folder("runtimes") / device.runner).is_file()
+    if device.transport not in ("local", "browser") and not device.emulated and "loopback" not in name:
+        assert device.sources, "facts about somebody else's device say where they come from"

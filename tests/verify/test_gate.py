@@ -132,3 +132,39 @@ def test_other_metrics_and_images_are_named_as_what_they_are() -> None:
     told = " ".join(verdict["reasons"])
     assert "span_f1 drop is 0.4" in told and "on local, 1 thread, an image" in told
     assert "accuracy" not in str(verdict) and "token" not in told
+
+
+ON_PHONE = LATENCY | {"device": "phone", "load_ms": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"limits": {"p50_ms": 4.0}}, "p50 in ms on phone, 1 thread, 14 tokens is 5, wanted 4"),
+        ({"limits": {"peak_mb": 20.0}}, "peak memory in MB on phone"),
+        ({"limits": {"load_ms": 40.0}}, "load in ms on phone"),
+        ({"limits": {"size_mb": 0.00001}}, "size in MB on phone"),
+        ({"golden": {"max_abs_delta": 0.6, "agreement": 1.0}}, "golden outputs on phone is 0.6, wanted 0.5"),
+        ({"golden": {"agreement": 0.0, "error": "another shape"}}, "golden outputs on phone is None"),
+        ({"test": {"samples": 9, "metrics": {"accuracy": 0.9}}}, "accuracy drop on phone is 0.035"),
+        (
+            {"test": {"samples": 9, "metrics": {"accuracy": 0.94}, "agreement": 0.9}},
+            "agreement with the Program on phone is 0.9",
+        ),
+    ],
+)
+def test_a_device_holds_an_artefact_to_its_own_limits_and_answers(row: dict[str, Any], reason: str) -> None:
+    verdict = judge(latency=[LATENCY, ON_PHONE | row])
+    assert any(reason in text for text in verdict["reasons"]), verdict["reasons"]
+
+
+def test_an_emulated_device_is_held_to_its_numbers_and_not_to_its_times() -> None:
+    slow = ON_PHONE | {"emulated": True, "p50_ms": 900.0, "peak_mb": 900.0, "limits": {"p50_ms": 4.0, "peak_mb": 20.0}}
+    assert judge(Gate(p50_ms=6.0, peak_mb=40.0), latency=[LATENCY, slow])["verdict"] == "pass"
+    wrong = slow | {"golden": {"max_abs_delta": 0.6, "agreement": 1.0}}
+    assert judge(latency=[LATENCY, wrong])["verdict"] == "fail"
+
+
+def test_limits_are_for_what_ships() -> None:
+    tight = ON_PHONE | {"limits": {"p50_ms": 4.0, "size_mb": 0.00001}}
+    assert judge(export=FLOAT, latency=[tight], comparisons=[], reference=True)["verdict"] == "pass"
