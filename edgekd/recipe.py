@@ -289,6 +289,7 @@ class Bench(Section):
     enabled: bool = Field(True, description="Measure at all (`--no-bench` switches it off).")
     devices: list[str] = Field(default_factory=lambda: ["local"], description="Device profiles from devices/.")
     threads: list[int] = Field(default_factory=lambda: [1], description="Thread counts to measure.")
+    references: bool = Field(True, description="Measure the teacher and the float student too, where torch is.")
     warmup_runs: int = Field(5, ge=0, description="At least this many untimed runs...")
     warmup_seconds: float = Field(0.5, ge=0, description="...and at least this long.")
     min_runs: int = Field(100, ge=1, description="At least this many timed runs in all blocks...")

@@ -29,7 +29,14 @@ from edgekd.report import plots
 
 FOLDER, JOURNAL, STUDY = "tune", "journal.log", "edgekd"
 SCHEMA = "edgekd/tune/1"
-SHORT_BENCH = {"min_runs": 50, "min_seconds": 0.5, "blocks": 2, "cold_loads": 0, "warmup_seconds": 0.2}
+SHORT_BENCH = {
+    "references": False,
+    "min_runs": 50,
+    "min_seconds": 0.5,
+    "blocks": 2,
+    "cold_loads": 0,
+    "warmup_seconds": 0.2,
+}
 
 
 @dataclass(frozen=True)

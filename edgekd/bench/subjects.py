@@ -70,10 +70,10 @@ def of_run(recipe: Recipe, inputs: Inputs) -> list[Subject]:
     data, teacher = inputs["data"], recipe.teacher.model
     pad_id = inputs.parents.get("student", data).facts.get("pad_token_id", 0)
     found = []
-    if teacher is not None:
+    if teacher is not None and recipe.bench.references:
         place = Path(teacher) if Path(teacher).exists() else teacher
         found.append(Subject("teacher", "fp32", Path(teacher).name, "torch", place, data.path / "tokenizer"))
-    if "student" in inputs.parents:
+    if "student" in inputs.parents and recipe.bench.references:
         student = inputs["student"]
         job = {"max_length": student.facts.get("max_length")}
         found.append(
