@@ -154,8 +154,8 @@ def compare(a: Blocks, b: Blocks, *, doubt: str = "") -> Comparison:
 
     Block n of A ran beside block n of B, so what counts is the logarithm of the ratio of their medians: one
     observation a pair, in which drift cancels. Over the pairs stands a trimmed mean (a fifth at either end) with its
-    t interval (Tukey and McLaughlin 1963), so that one disturbed block neither moves nor widens it much. A word is given
-    when the mean ratio is more than 3 % from 1 and its 98 % interval leaves 1 out.
+    t interval (Tukey and McLaughlin 1963), so that one disturbed block neither moves nor widens it much. A word is
+    given when the mean ratio is more than 3 % from 1 and its 98 % interval leaves 1 out.
 
     Samples within a block are correlated, so no test of pooled samples is asked; and that all of three blocks agree
     happens by chance once in four. ``doubt`` says why the machine is not to be trusted (other processes used it): then

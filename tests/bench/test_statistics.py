@@ -90,6 +90,10 @@ def _blocks(median: float, count: int = 3) -> list[list[float]]:
     return [CHANCE.normal(median, 1, 100).tolist() for _ in range(count)]
 
 
+def _flat(blocks: list[list[float]]) -> list[float]:
+    return [sample for block in blocks for sample in block]
+
+
 def test_the_words() -> None:
     faster = statistics.compare(_blocks(80), _blocks(100))
     assert (faster.verdict, round(faster.ratio, 1)) == ("faster", 0.8)
@@ -113,7 +117,7 @@ def test_the_decision_is_a_trimmed_t_interval(count: int, cut: int) -> None:
 
 def test_a_small_difference_has_no_word_however_sure() -> None:
     found = statistics.compare(_blocks(100, 10), _blocks(102, 10))
-    assert found.p < 1e-6
+    assert found.p < 1e-4
     assert found.verdict == "cannot tell" and "within 3 %" in found.why
 
 
@@ -125,7 +129,7 @@ def test_few_noisy_samples_have_no_word() -> None:
 def test_blocks_that_disagree_have_no_word() -> None:
     """A machine that slows down in the middle makes the p of pooled samples tiny; only the blocks tell."""
     a, b = [*_blocks(120, 2), *_blocks(90, 1)], _blocks(100)
-    assert statistics.mann_whitney(sum(a, []), sum(b, []))[1] < 0.01
+    assert statistics.mann_whitney(_flat(a), _flat(b))[1] < 0.01
     found = statistics.compare(a, b)
     assert found.verdict == "cannot tell" and "chance" in found.why
 
@@ -211,7 +215,7 @@ def test_three_blocks_on_one_side_are_no_proof() -> None:
         a, b = _measured(3, 0.05, 0, 0, chance)
         ratio = statistics.block_median(a) / statistics.block_median(b)
         sides = {np.median(x) > np.median(y) for x, y in zip(a, b, strict=True)}
-        false += abs(ratio - 1) > 0.03 and statistics.mann_whitney(sum(a, []), sum(b, []))[1] < 0.01 and len(sides) == 1
+        false += abs(ratio - 1) > 0.03 and statistics.mann_whitney(_flat(a), _flat(b))[1] < 0.01 and len(sides) == 1
     assert false > 0.12 * TRIALS
 
 
