@@ -1,7 +1,7 @@
-"""Measurements and verdicts in formats that other tools read. Pure functions from facts to text; nothing is measured here.
+"""Measurements and verdicts in formats that other tools read. Pure functions from facts to text; they measure nothing.
 
-- ``google_benchmark``: JSON as Google Benchmark's ``--benchmark_format=json`` writes it (its docs/user_guide.md, "Output
-  Formats"), which github-action-benchmark reads as ``tool: googlecpp`` and ``compare.py`` of Google Benchmark as well.
+- ``google_benchmark``: JSON as Google Benchmark's ``--benchmark_format=json`` writes it (docs/user_guide.md of
+  google/benchmark), which github-action-benchmark reads as ``tool: googlecpp``, and Google Benchmark's compare.py.
 - ``csv_text``, ``markdown``: a row per measurement.
 - ``junit``: the gate's checks as test cases, in the Jenkins dialect of JUnit XML that CI services show.
 - ``measurement_schema``: JSON Schema (draft 2020-12) of a line of ``measurements.jsonl``.
@@ -76,7 +76,8 @@ def google_benchmark(measurements: Sequence[Measurement], *, version: str = "") 
 
     ``cpu_time`` is the processor time of an inference (mean over the blocks: the runner does not tell medians of it),
     or the real time where the device does not tell. Quantiles, memory and load are custom counters: plain numbers
-    beside the others. A failed measurement has ``error_occurred`` and ``error_message``, and no times.
+    beside the others. A failed measurement is no benchmark, lest a reader plot a time that is none: the context has it,
+    under ``failed``. So is an emulated one, whose times mean nothing.
     """
     first: Mapping[str, Any] = next((one.environment for one in measurements if one.environment), {})
     context = {
@@ -93,12 +94,22 @@ def google_benchmark(measurements: Sequence[Measurement], *, version: str = "") 
         "edgekd_version": version,
         "os": first.get("os", ""),
         "cpu": first.get("cpu", ""),
+        "failed": {name(one): why for one in measurements if (why := _untimed(one))},
     }
-    return {"context": context, "benchmarks": [_case(one, number) for number, one in enumerate(measurements)]}
+    timed = [one for one in measurements if not _untimed(one)]
+    return {"context": context, "benchmarks": [_case(one, number) for number, one in enumerate(timed)]}
+
+
+def _untimed(one: Measurement) -> str:
+    """Why its times say nothing; empty where they do."""
+    return one.error or (FLAGS.get("emulated", "emulated") if "emulated" in one.flags else "")
 
 
 def _case(one: Measurement, number: int) -> Facts:
-    base = {
+    row = _row(one)
+    counters = {key: row[key] for key in ("p90_ms", "p99_ms", "min_ms", "load_ms", "first_ms", "peak_mb", "energy_mj")}
+    told = [text for text in (str(row["backend"] or ""), row["flags"]) if text]
+    return {
         "name": name(one),
         "family_index": number,
         "per_family_instance_index": 0,
@@ -107,14 +118,6 @@ def _case(one: Measurement, number: int) -> Facts:
         "repetitions": 1,
         "repetition_index": 0,
         "threads": one.threads,
-    }
-    if one.error is not None:
-        return {**base, "error_occurred": True, "error_message": one.error, "iterations": 0, "time_unit": "ms"}
-    row = _row(one)
-    counters = {key: row[key] for key in ("p90_ms", "p99_ms", "min_ms", "load_ms", "first_ms", "peak_mb", "energy_mj")}
-    told = [text for text in (str(row["backend"] or ""), row["flags"]) if text]
-    return {
-        **base,
         "iterations": row["runs"],
         "real_time": row["p50_ms"],
         "cpu_time": _cpu_ms(one) or row["p50_ms"],
@@ -171,7 +174,7 @@ def _ms(ns: float | None) -> float | None:
 
 
 def csv_text(measurements: Sequence[Measurement]) -> str:
-    """RFC 4180 with a header; what was not measured is empty. Text that a spreadsheet would run gets a quote before it."""
+    """RFC 4180 with a header; what was not measured is empty. Text that a spreadsheet would run is quoted (``'``)."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\r\n")
     writer.writeheader()
@@ -236,8 +239,8 @@ def junit(verdicts: Mapping[str, Facts], *, suite: str = "edgekd") -> str:
         counts["tests"] = len(cases)
         for key, count in counts.items():
             totals[key] += count
-        attributes = {key: str(counts[key]) for key in totals}
-        element = ElementTree.SubElement(root, "testsuite", name=_clean(artifact), time="0", **attributes)
+        attributes = {"name": _clean(artifact), "time": "0", **{key: str(counts[key]) for key in totals}}
+        element = ElementTree.SubElement(root, "testsuite", attributes)
         element.extend(cases)
     root.attrib.update({key: str(count) for key, count in totals.items()})
     ElementTree.indent(root)
