@@ -34,6 +34,13 @@ def percentile(samples: Sequence[float], q: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
+def curve(samples: Sequence[float], points: int = 41) -> list[list[float]]:
+    """The distribution as ``[[value, share at most so large], ...]``: quantiles evenly apart, and 95, 99 and 100 %."""
+    ordered = sorted(samples)
+    shares = sorted({*(n / (points - 1) for n in range(points)), 0.95, 0.99})
+    return [[percentile(ordered, 100 * share), round(share, 4)] for share in shares]
+
+
 def block_median(blocks: Blocks) -> float:
     """Median of the block medians: one disturbed block of three does not move it far."""
     return median(median(block) for block in _filled(blocks))
