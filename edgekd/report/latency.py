@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from edgekd.measurement import FLAGS
 from edgekd.report import plots
 from edgekd.report.build import input_length, number
 
@@ -21,6 +20,7 @@ SPREAD = 10  # times between the smallest and the largest value, beyond which an
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 COLOURS = 6
 MARKED = (0.5, 0.9)
+KEY = 19  # height of a line of the key
 BAR, GAP = 15, 33  # height of a bar and of its place, in which its name stands above it
 EMULATED = "numerics only, not latency"
 
@@ -53,7 +53,7 @@ def ecdf(rows: Sequence[Row], *, where: str) -> str:
     """Share of inferences that took at most so long, a curve per artefact; empty where no row has a ``curve``.
 
     The axis of time is logarithmic where the slowest of all is more than ten times the fastest. Curves differ in colour
-    and dash, are named where they are apart, and have marks at 50 and 90 %.
+    dash and mark (at 50 and 90 %); their names are below.
     """
     drawn = [row for row in rows if row.get("curve")]
     if not drawn:
@@ -66,8 +66,7 @@ def ecdf(rows: Sequence[Row], *, where: str) -> str:
     y_axis = plots.Axis(lambda share: bottom + (top - bottom) * share / 100, [0.0, 25.0, 50.0, 75.0, 90.0, 100.0])
     scale = "ms, logarithmic" if wide else "ms"
     body = [plots.frame(x_axis, y_axis, f"latency in {scale} (to the left is better)", "inferences in %")]
-    boxes: list[tuple[float, float, float, float]] = []
-    marks, names = [], []
+    marks, key = [], []
     for n, row in enumerate(drawn):
         points = [(x_axis.place(max(ms, 1e-6)), y_axis.place(100 * share)) for ms, share in row["curve"]]
         dash = f' stroke-dasharray="{DASHES[n % len(DASHES)]}"' if n % len(DASHES) else ""
@@ -77,13 +76,13 @@ def ecdf(rows: Sequence[Row], *, where: str) -> str:
         for share in MARKED:
             x, y = x_axis.place(max(_at(row["curve"], share), 1e-6)), y_axis.place(100 * share)
             marks.append(plots.mark(n, n % COLOURS, x, y, size=4))
-            boxes.append((x - 6, y - 6, x + 6, y + 6))
-    for n, row in enumerate(drawn):
-        share = 0.82 - 0.64 * n / max(len(drawn) - 1, 1) if len(drawn) > 1 else 0.7
-        x, y = x_axis.place(max(_at(row["curve"], share), 1e-6)), y_axis.place(100 * share)
-        names.append(plots.label(name(row), x, y, boxes))
+        left, line = 14 + n % 2 * (plots.WIDTH - 14) / 2, plots.HEIGHT + 12 + n // 2 * KEY
+        key.append(f'<path class="line g{n % COLOURS}"{dash} d="M{left:.0f} {line}h32"/>')
+        key.append(plots.mark(n, n % COLOURS, left + 16, line, size=4))
+        key.append(f'<text class="label" x="{left + 40:.0f}" y="{line + 4}">{escape(name(row))}</text>')
     told = "; ".join(f"{name(row)}: {_told(row)}" for row in drawn)
-    return plots.svg(f"distribution of latency, {where}", told, [*body, *marks, *names])
+    height = plots.HEIGHT + KEY * ((len(drawn) + 1) // 2) + 8
+    return plots.svg(f"distribution of latency, {where}", told, [*body, *marks, *key], height=height)
 
 
 def _told(row: Row) -> str:
@@ -105,9 +104,11 @@ def _at(curve: Sequence[Sequence[float]], share: float) -> float:
 def cold_start(rows: Sequence[Row], *, where: str) -> str:
     """Stacked bars: load, first inference, and one steady inference; the numbers stand beside each name.
 
-    Lengths are on one linear scale, because parts of a sum cannot be on another. A bar without a load time is left out.
+    Lengths are on one linear scale, because parts of a sum cannot be on another. A bar without a load time is left out;
+    so are teacher and student where there are artefacts: what PyTorch takes to load would make all others a dot.
     """
-    drawn = [row for row in rows if row.get("load_ms") is not None and row.get("first_ms") is not None]
+    loaded = [row for row in rows if row.get("load_ms") is not None and row.get("first_ms") is not None]
+    drawn = [row for row in loaded if row["target"] not in ("teacher", "student")] or loaded
     if not drawn:
         return ""
     top = plots.TOP + 20
@@ -198,7 +199,7 @@ def _cell(row: Row | None) -> Cell:
         agreement = (row.get("golden") or {}).get("agreement")
         same = "" if agreement is None else f"golden answers: {100 * agreement:.0f} % the same"
         return Cell(EMULATED, "emulated", same)
-    flags = "; ".join(FLAGS.get(flag, flag) for flag in row.get("flags", ()))
+    flags = ", ".join(flag.replace("_", " ") for flag in row.get("flags", ()))
     bounds = row.get("p50_ci_ms")
     note = f"{number(bounds[0])} to {number(bounds[1])}" if bounds else ""
     return Cell(f"{number(row['p50_ms'])} ms", "doubtful" if flags else "timed", "; ".join(filter(None, (note, flags))))
@@ -221,9 +222,12 @@ def matrix_html(matrix: Matrix) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in matrix.columns)
     body = []
     for one, cells in matrix.rows:
-        shown = "".join(
-            f'<td class="cell-{cell.kind}">{escape(cell.text)}<small>{escape(cell.note)}</small></td>' for cell in cells
-        )
+        shown = "".join(f"<td{_class(c)}>{escape(c.text)}<small>{escape(c.note)}</small></td>" for c in cells)
         body.append(f'<tr><th scope="row">{escape(one)}</th>{shown}</tr>')
     title = f'<th scope="col">{escape(matrix.title)}</th>'
     return f"<table><thead><tr>{title}{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _class(cell: Cell) -> str:
+    """An error is a long text: the page's ``wrap`` breaks it."""
+    return ' class="wrap"' if cell.kind == "failed" else ""

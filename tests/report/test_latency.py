@@ -67,6 +67,13 @@ def test_the_distribution_has_a_curve_for_every_artefact() -> None:
     text = latency.ecdf(rows, where="local, 1 thread")
     svg = parsed(text)
     lines = [one for one in svg.iter("path") if (one.get("class") or "").startswith("line ")]
+    lines, key = (
+        [one for one in lines if "h32" not in (one.get("d") or "")],
+        [one for one in lines if "h32" in one.attrib["d"]],
+    )
+    assert [(one.get("class"), one.get("stroke-dasharray")) for one in key] == [
+        (one.get("class"), one.get("stroke-dasharray")) for one in lines
+    ]
     assert len(lines) == 4 and len({one.get("class") for one in lines}) == 4
     assert len({one.get("stroke-dasharray") for one in lines}) == 4  # not by colour alone
     labels = [one for one in svg.iter("text") if one.get("class") == "label"]
@@ -101,15 +108,17 @@ def test_nothing_to_draw_is_nothing() -> None:
 
 def test_cold_start_is_stacked() -> None:
     rows = [row(ms=2.0), row("litert", ms=4.0, load_ms=8.0, first_ms=8.0), row("coreml", load_ms=None)]
+    rows.append(row("teacher", "fp32", load_ms=3000.0))  # would make the others a dot
     svg = parsed(latency.cold_start(rows, where="local"))
     bars = [one for one in svg.iter("rect") if one.get("height") == str(latency.BAR)]
-    assert len(bars) == 6  # the third has no load time
+    assert len(bars) == 6  # the third has no load time, the teacher does not ship
     widths = [float(one.get("width") or 0) for one in bars]
     assert widths[0] / widths[2] == pytest.approx(10, rel=0.02) and widths[3] == pytest.approx(widths[4], rel=0.02)
     for start in (0, 3):
         for left, right in ((start, start + 1), (start + 1, start + 2)):
             edge = float(bars[left].get("x") or 0) + widths[left]
             assert float(bars[right].get("x") or 0) == pytest.approx(edge, abs=0.11)
+    assert "teacher" in latency.cold_start(rows[-1:], where="local")
     texts = [one.text for one in svg.iter("text")]
     assert "onnx-w8a8: 20.0 + 3.00 + 2.00 ms" in texts and {"load", "first inference", "steady (median)"} <= set(texts)
     assert "load 20.0, first inference 3.00, steady 2.00 ms" in "".join(svg.itertext())
