@@ -14,7 +14,8 @@ from edgekd import recipe, registry
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = (
     "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
-    "bench.stage", "bench.statistics", "bench.devices", "report.build", "report.render", "report.plots",
+    "bench.stage", "bench.statistics", "bench.devices", "bench.compare", "bench.formats",
+    "report.build", "report.render", "report.plots", "report.latency",
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
 )  # fmt: skip

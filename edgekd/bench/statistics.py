@@ -1,9 +1,9 @@
 """What may be said about raw samples: percentiles, an interval of the median, "is A faster?", stability.
 
-Latencies are not normal, not independent and drift with the machine. So nothing here takes a mean: the
-median is taken per block and then over blocks, the interval resamples blocks before samples, and "faster"
-needs three things at once: a difference that matters, one that chance does not explain, and every block
-agreeing. Empty sample sets are refused with ValueError. Pure Python: a phone-lab host needs no numpy.
+Latencies are not normal, not independent and drift with the machine. So nothing here takes a mean of samples: the
+median is taken per block and then over blocks, an interval of a median resamples blocks before samples, and "faster"
+is a statement about blocks, not about samples: thousands of samples of three blocks are three observations of what
+the machine did. Empty sample sets are refused with ValueError. Pure Python: a phone-lab host needs no numpy.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, pstdev, stdev
 
 PRACTICAL = 0.03  # a smaller relative difference of the medians is not worth a word
-SIGNIFICANT = 0.01
+DOUBTFUL = 0.10  # the same where the machine was busy: see ``compare``
+CONFIDENCE = 0.98  # of the interval that decides a word; tests/bench/test_statistics.py has what it costs and finds
+TRIM = 5  # one block in this many is cut off at either end, from TRIM + 1 blocks on
 RESAMPLES = 2000
 
 Blocks = Sequence[Sequence[float]]
@@ -32,6 +34,13 @@ def percentile(samples: Sequence[float], q: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
+def curve(samples: Sequence[float], points: int = 41) -> list[list[float]]:
+    """The distribution as ``[[value, share at most so large], ...]``: quantiles evenly apart, and 95, 99 and 100 %."""
+    ordered = sorted(samples)
+    shares = sorted({*(n / (points - 1) for n in range(points)), 0.95, 0.99})
+    return [[percentile(ordered, 100 * share), round(share, 4)] for share in shares]
+
+
 def block_median(blocks: Blocks) -> float:
     """Median of the block medians: one disturbed block of three does not move it far."""
     return median(median(block) for block in _filled(blocks))
@@ -46,13 +55,29 @@ def median_interval(
     each drawn block. The median of a resample of n values is one of the n order statistics, whose index is
     floor(n * U) with U beta-distributed; so it is drawn directly instead of resampling n values.
     """
-    chance = random.Random(seed)
-    ordered = [sorted(block) for block in _filled(blocks)]
-    medians = sorted(
-        median(_resampled_median(chance.choice(ordered), chance) for _ in ordered) for _ in range(resamples)
-    )
+    medians = sorted(_resampled(blocks, random.Random(seed), resamples))
     tail = (1 - confidence) / 2 * 100
     return percentile(medians, tail), percentile(medians, 100 - tail)
+
+
+def ratio_interval(
+    a: Blocks, b: Blocks, *, seed: int = 0, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile-bootstrap interval of ``block_median(a) / block_median(b)``, both resampled alone.
+
+    For blocks that were *not* taken side by side (two runs): it knows how blocks of one run differ, not how runs do.
+    """
+    chance = random.Random(seed)
+    above, below = (_resampled(blocks, chance, resamples) for blocks in (a, b))
+    ratios = sorted(x / max(y, 1e-9) for x, y in zip(above, below, strict=True))
+    tail = (1 - confidence) / 2 * 100
+    return percentile(ratios, tail), percentile(ratios, 100 - tail)
+
+
+def _resampled(blocks: Blocks, chance: random.Random, resamples: int) -> list[float]:
+    """``block_median`` of so many resamples."""
+    ordered = [sorted(block) for block in _filled(blocks)]
+    return [median(_resampled_median(chance.choice(ordered), chance) for _ in ordered) for _ in range(resamples)]
 
 
 def _resampled_median(ordered: Sequence[float], chance: random.Random) -> float:
@@ -93,35 +118,82 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return u, min(1.0, math.erfc(z / math.sqrt(2)))
 
 
+def student_p(t: float, degrees: int) -> float:
+    """Two-sided p value of Student's t with a whole number of degrees of freedom, to about 1e-15.
+
+    The finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan2(abs(t), math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(1 + odd, degrees, 2):  # cos^k with its coefficient, a product of (k - 1) / k
+        total += term
+        term *= k / (k + 1) * cosine * cosine
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return min(1.0, max(0.0, 1 - within))
+
+
+def student_quantile(confidence: float, degrees: int) -> float:
+    """The t that a share ``confidence`` of Student's distribution stays within, on both sides; by bisection."""
+    low, high = 0.0, 1.0
+    while student_p(high, degrees) > 1 - confidence:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, degrees) > 1 - confidence else (low, middle)
+    return high
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """A against B. ``ratio`` is A's median over B's (below 1: A is faster)."""
+    """A against B. ``ratio`` is A's latency over B's (below 1: A is faster), ``interval`` bounds it (98 %)."""
 
     verdict: str  # "faster", "slower", "cannot tell"
     ratio: float
-    p: float
+    p: float  # of "no difference", over blocks
     why: str
+    interval: tuple[float, float] | None = None  # None where a single pair of blocks bounds nothing
 
 
-def compare(a: Blocks, b: Blocks) -> Comparison:
+def compare(a: Blocks, b: Blocks, *, doubt: str = "") -> Comparison:
     """Is A faster or slower than B? Both are lists of blocks of samples that were taken interleaved.
 
-    A word is given only when the medians of the block medians differ by more than 3 %, the Mann-Whitney test
-    gives p < 0.01, and every block of A lies on the same side of the block of B that ran beside it. (Samples
-    within a block are correlated, so p alone would call noise a difference.)
+    Block n of A ran beside block n of B, so what counts is the logarithm of the ratio of their medians: one
+    observation a pair, in which drift cancels. Over the pairs stands a trimmed mean (a fifth at either end) with its
+    t interval (Tukey and McLaughlin 1963), so that one disturbed block neither moves nor widens it much. A word is
+    given when the mean ratio is more than 3 % from 1 and its 98 % interval leaves 1 out.
+
+    Samples within a block are correlated, so no test of pooled samples is asked; and that all of three blocks agree
+    happens by chance once in four. ``doubt`` says why the machine is not to be trusted (other processes used it): then
+    a word needs 10 %, because a load that comes and goes with one of the two looks like a small difference.
     """
-    a, b = _filled(a), _filled(b)
-    ratio = block_median(a) / max(block_median(b), 1e-9)
-    _, p = mann_whitney([s for block in a for s in block], [s for block in b for s in block])
-    sides = {(median(x) > median(y)) - (median(x) < median(y)) for x, y in zip(a, b, strict=False)}
-    if abs(ratio - 1) <= PRACTICAL:
-        return Comparison("cannot tell", ratio, p, f"the medians differ by {abs(ratio - 1):.1%}, within 3 %")
-    if p >= SIGNIFICANT:
-        return Comparison("cannot tell", ratio, p, f"chance explains it (p = {p:.2g})")
-    if sides != {1 if ratio > 1 else -1}:
-        return Comparison("cannot tell", ratio, p, "the blocks disagree")
+    pairs = [(median(x), median(y)) for x, y in zip(a, b, strict=False) if x and y]
+    if not pairs:
+        raise ValueError("no samples")
+    logs = sorted(math.log(max(x, 1e-9) / max(y, 1e-9)) for x, y in pairs)
+    count = len(logs)
+    cut = count // TRIM if count > TRIM else 0
+    kept = logs[cut : count - cut]
+    ratio = math.exp(fmean(kept))
+    if count == 1:
+        return Comparison("cannot tell", ratio, 1.0, "one pair of blocks does not show what chance does")
+    degrees = count - 2 * cut - 1
+    winsorized = [*[kept[0]] * cut, *kept, *[kept[-1]] * cut]
+    error = stdev(winsorized) / ((1 - 2 * cut / count) * math.sqrt(count))
+    p = student_p(fmean(kept) / error, degrees) if error else float(ratio == 1)
+    half = student_quantile(CONFIDENCE, degrees) * error
+    interval = (math.exp(fmean(kept) - half), math.exp(fmean(kept) + half))
+    least = DOUBTFUL if doubt else PRACTICAL
+    told = f"98 % interval of the ratio {interval[0]:.3f} to {interval[1]:.3f} over {count} pairs of blocks"
+    if interval[0] <= 1 <= interval[1]:
+        said = "" if abs(ratio - 1) > least else f"they differ by {abs(ratio - 1):.1%}, within {100 * least:.0f} %; "
+        return Comparison("cannot tell", ratio, p, f"{said}chance explains it: {told}", interval)
+    if abs(ratio - 1) <= least:
+        why = f"they differ by {abs(ratio - 1):.1%}, within {100 * least:.0f} %" + (f", and {doubt}" if doubt else "")
+        return Comparison("cannot tell", ratio, p, why, interval)
     word = "slower" if ratio > 1 else "faster"
-    return Comparison(word, ratio, p, f"by {abs(ratio - 1):.0%} in every one of {min(len(a), len(b))} blocks")
+    return Comparison(word, ratio, p, f"by {abs(ratio - 1):.0%}: {told}", interval)
 
 
 def stability(samples: Sequence[float]) -> float:

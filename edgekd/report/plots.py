@@ -42,7 +42,9 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
+    """Where values lie, and which are written down."""
+
     place: Callable[[float], float]
     ticks: list[float]
 
@@ -54,9 +56,13 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
         return ""
     xs = [point.x for point in points]
     ys = [bound for point in points for bound in (point.y, point.low, point.high) if bound is not None]
-    x_axis = _log(min(xs), max(xs), LEFT, WIDTH - RIGHT) if max(xs) > 4 * min(xs) else _linear(xs, LEFT, WIDTH - RIGHT)
-    y_axis = _linear(ys, HEIGHT - BOTTOM, TOP, least=least)
-    body = [_frame(x_axis, y_axis, x_label, y_label)]
+    x_axis = (
+        log_axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+        if max(xs) > 4 * min(xs)
+        else linear_axis(xs, LEFT, WIDTH - RIGHT)
+    )
+    y_axis = linear_axis(ys, HEIGHT - BOTTOM, TOP, least=least)
+    body = [frame(x_axis, y_axis, x_label, y_label)]
     placed = [(x_axis.place(p.x), y_axis.place(p.y)) for p in points]
     boxes = [(x - 8, y - 8, x + 8, y + 8) for x, y in placed]
     for point, (x, _) in zip(points, placed, strict=True):
@@ -67,9 +73,9 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str, 
         tip = escape(f"{point.name}: {point.detail}" if point.detail else point.name)
         body.append(f"<g><title>{tip}</title>{mark(point.shape, point.group, x, y)}</g>")
     for point, (x, y) in sorted(zip(points, placed, strict=True), key=lambda pair: pair[1][0]):
-        body.append(_label(point.name, x, y, boxes))
+        body.append(label(point.name, x, y, boxes))
     told = "; ".join(f"{point.name}: {point.detail or f'{point.x:g}, {point.y:g}'}" for point in points)
-    return _svg(title, told, body)
+    return svg(title, told, body)
 
 
 def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> str:
@@ -79,9 +85,9 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
         return ""
     xs = [point[0] for line in series for point in line.points]
     ys = [point[1] for line in series for point in line.points]
-    x_axis = _linear([0, *xs], LEFT, WIDTH - RIGHT - 70)
-    y_axis = _linear(ys, HEIGHT - BOTTOM, TOP, least=1e-6)
-    body = [_frame(x_axis, y_axis, x_label, y_label)]
+    x_axis = linear_axis([0, *xs], LEFT, WIDTH - RIGHT - 70)
+    y_axis = linear_axis(ys, HEIGHT - BOTTOM, TOP, least=1e-6)
+    body = [frame(x_axis, y_axis, x_label, y_label)]
     boxes: list[tuple[float, float, float, float]] = []
     for number, line in enumerate(series):
         placed = [(x_axis.place(point[0]), y_axis.place(point[1])) for point in line.points]
@@ -90,9 +96,9 @@ def lines(series: Sequence[Line], *, title: str, x_label: str, y_label: str) -> 
         body.append(f'<path class="line g{line.group}"{dash} d="M{path}"/>')
         if len(placed) <= 40:
             body += [mark(number, line.group, x, y, size=3.5) for x, y in placed]
-        body.append(_label(line.name, *placed[-1], boxes))
+        body.append(label(line.name, *placed[-1], boxes))
     told = "; ".join(f"{line.name}: {len(line.points)} points, last {line.points[-1][1]:.4g}" for line in series)
-    return _svg(title, told, body)
+    return svg(title, told, body)
 
 
 STYLE = """.plot{font:13px system-ui,sans-serif;background:#fff}text{fill:#333}.g0{fill:#8a8a8a;stroke:#8a8a8a}
@@ -128,7 +134,7 @@ def key(shape: int, group: int) -> str:
     return f'<svg class="key" viewBox="0 0 18 18" aria-hidden="true">{mark(shape, group, 9, 9)}</svg>'
 
 
-def _linear(values: Sequence[float], start: float, end: float, least: float = 1e-9) -> _Axis:
+def linear_axis(values: Sequence[float], start: float, end: float, least: float = 1e-9) -> Axis:
     """A linear axis over the values, padded; at least ``least`` wide."""
     low, high = min(values), max(values)
     pad = max((high - low) * 0.08, (least - (high - low)) / 2)
@@ -136,15 +142,15 @@ def _linear(values: Sequence[float], start: float, end: float, least: float = 1e
     step = _nice((high - low) / 5)
     first = math.ceil(low / step - 1e-9)
     ticks = [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
-    return _Axis(lambda value: start + (value - low) / (high - low) * (end - start), ticks)
+    return Axis(lambda value: start + (value - low) / (high - low) * (end - start), ticks)
 
 
-def _log(low: float, high: float, start: float, end: float) -> _Axis:
+def log_axis(low: float, high: float, start: float, end: float) -> Axis:
     """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten."""
     a, b = math.log10(low) - 0.08, math.log10(high) + 0.22  # room for labels at the right
     powers = range(math.floor(a), math.ceil(b) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if a <= math.log10(m * 10.0**p) <= b]
-    return _Axis(lambda value: start + (math.log10(value) - a) / (b - a) * (end - start), ticks)
+    return Axis(lambda value: start + (math.log10(value) - a) / (b - a) * (end - start), ticks)
 
 
 def _nice(step: float) -> float:
@@ -153,7 +159,8 @@ def _nice(step: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
+def frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> str:
+    """Axes, grid and names."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in y_axis.ticks:
@@ -174,7 +181,7 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
     return "".join(parts)
 
 
-def _label(name: str, x: float, y: float, boxes: list[tuple[float, float, float, float]]) -> str:
+def label(name: str, x: float, y: float, boxes: list[tuple[float, float, float, float]]) -> str:
     """The name beside its point where it covers nothing yet; with a thin line to it when it is not near."""
     width = CHARACTER * len(name)
     spots = [
@@ -201,12 +208,13 @@ def _covers(box: tuple[float, float, float, float], others: Sequence[tuple[float
     return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
-def _svg(title: str, told: str, body: Sequence[str]) -> str:
+def svg(title: str, told: str, body: Sequence[str], *, height: int = HEIGHT) -> str:
+    """The whole plot; ``told`` is what a screen reader says beside the title."""
     name = "".join(c if c.isalnum() else "-" for c in title.lower())
     labels = f'role="img" aria-labelledby="{name}-t {name}-d"'
     return "".join(
         [
-            f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" {labels}>',
+            f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" {labels}>',
             f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(told)}</desc>',
             *body,
             "</svg>",

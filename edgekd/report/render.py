@@ -7,12 +7,12 @@ data or from an error message is escaped (Jinja2's autoescape), because a label 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekd.measurement import FLAGS
-from edgekd.report import plots
+from edgekd.report import latency, plots
 from edgekd.report.build import input_length, number
 
 Document = Mapping[str, Any]
@@ -49,8 +49,22 @@ def html(document: Document) -> str:
         cards=cards(document),
         others=other_metrics(document),
         agreements={scheme: matrix(pairs) for scheme, pairs in document["agreement"].items() if pairs},
+        timing=_timing(document, Markup),
     )
     return text
+
+
+def _timing(document: Document, safe: Callable[[str], str]) -> dict[str, list[str]]:
+    """Plots of distributions and cold starts, a pair per place where there are any; tables of devices by artefacts."""
+    summaries = (document["measurements"] or {}).get("summaries", [])
+    drawn = [
+        plot
+        for where, rows in latency.places(summaries).items()
+        for plot in (latency.ecdf(rows, where=where), latency.cold_start(rows, where=where))
+        if plot
+    ]
+    tables = [latency.matrix_html(one) for one in latency.matrices(summaries)]
+    return {"plots": [safe(plot) for plot in drawn], "tables": [safe(table) for table in tables]}
 
 
 def pretty(value: Any) -> str:
@@ -355,6 +369,8 @@ def markdown(document: Document) -> str:
     if timed:
         threads = f"{timed['threads']} thread{'s' if timed['threads'] != 1 else ''}"
         lines += [f"Latency: median on {_md(timed['device'])}, {threads}, {input_length(timed)}.", ""]
+    for one in latency.matrices((document["measurements"] or {}).get("summaries", [])):
+        lines += [latency.matrix_markdown(one)]
     return "\n".join([*lines, f"edgekd {document['edgekd']}, {document['created']}", ""])
 
 
