@@ -58,10 +58,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", hel
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Write = Annotated[
     list[str] | None,
-    typer.Option(
-        "--write", metavar="FORMAT=FILE", help="Also as google-benchmark, csv, markdown or junit; repeatable."
-    ),
+    typer.Option("--write", metavar="FORMAT=FILE", help="Also as google-benchmark, csv or markdown; repeatable."),
 ]
+JUnit = Annotated[Path | None, typer.Option("--junit", help="Also write the verdicts as JUnit XML, for CI.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 
@@ -123,6 +122,7 @@ def ship(
     run_dir: RunDir = None,
     sets: Set = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure latency and memory.")] = True,
+    junit: JUnit = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -135,6 +135,10 @@ def ship(
         if bench and loaded.bench.enabled:
             pipeline.bench(result, listen=listen)
         document = pipeline.report(result)
+    if junit:
+        from edgekd.bench import formats
+
+        _overwrite(junit, formats.junit(pipeline.verdicts(result), suite=loaded.name))
     _show_report(document, folder, as_json)
     raise typer.Exit(pipeline.exit_code(result))
 
@@ -242,16 +246,17 @@ def bench_run(
 
     Measurements go to bench/measurements.jsonl in the run's folder.
     """
-    from edgekd.bench import formats, subjects
+    from edgekd.bench import compare, formats, subjects
 
-    outputs = formats.asked(write or [])
+    outputs = formats.asked(write or [], formats.TEXTS)
     sets = [*(sets or []), *([f"bench.devices=[{', '.join(device)}]"] if device else [])]
     is_file = subject.suffix in subjects.RUNTIMES
     if not is_file and (shape or inputs):
         raise errors.BadInput("--shape and --inputs are for a model file", where=str(subject))
     measure = _bench_file if is_file else _bench_run
     folder, facts, code = measure(subject, run_dir, sets, shape or [], inputs, quiet)
-    formats.write(outputs, folder)
+    for kind, file in outputs:
+        _overwrite(file, formats.TEXTS[kind](compare.read(folder)))
     if as_json:
         _json({"schema": "edgekd/bench/1", "run": str(folder), **facts})
     else:
@@ -289,19 +294,23 @@ def _bench_file(
 def bench_compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Run, measurements.jsonl or baseline.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The same kind of thing, newer or elsewhere.")],
-    threshold: Annotated[float, typer.Option("--threshold", min=0, help="Share that counts as a regression.")] = 0.05,
+    threshold: Annotated[float, typer.Option("--threshold", help="Share that counts as a regression.")] = 0.05,
     devices: Annotated[bool, typer.Option("--across-devices", help="A and B come from different devices.")] = False,
     as_json: Json = False,
 ) -> None:
     """Is B slower, larger in memory or slower to load than A? Exits with 1 where it is, 2 where they do not compare."""
     from edgekd.bench import compare
 
-    rows = compare.compare(compare.read(before), compare.read(after), threshold=threshold, across_devices=devices)
+    old, new = compare.read(before), compare.read(after)
+    rows = compare.compare(old, new, threshold, devices=devices, where=f"{before}, {after}")
+    found = compare.document(rows, compare.missing(old, new))
     if as_json:
-        _json({"schema": "edgekd/bench-compare/1", "threshold": threshold, "rows": rows})
+        _json(found)
     else:
         _table(f"{before} -> {after}", *compare.table(rows))
-    raise typer.Exit(errors.EXIT_GATE if any(row["regression"] for row in rows) else errors.EXIT_OK)
+        for place in found["missing"]:
+            _print(f"missing in {after}: {place}")
+    raise typer.Exit(errors.EXIT_GATE if found["regression"] else errors.EXIT_OK)
 
 
 @bench_app.command("baseline", epilog="Example: edgekd bench baseline runs/banking77 > baselines/pixel8.json")
@@ -309,7 +318,8 @@ def bench_baseline(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run 
     """Print a run's measurements as a small file, fit for git, that `bench compare` reads."""
     from edgekd.bench import compare
 
-    _json(compare.baseline(compare.read(run)))
+    measured = compare.read(run)
+    _json(compare.baseline(measured, created=str(measured[0].environment.get("time", ""))))
 
 
 @devices_app.command("list", epilog="Example: edgekd devices list --json")
@@ -377,6 +387,15 @@ def init(
     registry.load("tasks", task)
     text = recipes.starter(task)
     _write_new(text, out)
+
+
+def _overwrite(file: Path, text: str) -> None:
+    from edgekd.artifact import write_atomic
+
+    try:
+        write_atomic(file, text)
+    except OSError as error:
+        raise errors.BadInput(f"cannot be written ({error.strerror})", where=str(file)) from None
 
 
 def _write_new(text: str, out: Path | None) -> None:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from edgekd.artifact import Facts
 from edgekd.bench import compare, statistics
+from edgekd.errors import BadInput
 from edgekd.measurement import FLAGS, SCHEMA, Measurement
 
 COLUMNS = (
@@ -280,6 +283,25 @@ def _number(value: Any) -> str:
 def _clean(text: Any) -> str:
     """Without what XML cannot hold: control characters and lone surrogates become U+FFFD."""
     return UNPRINTABLE.sub("\ufffd", str(text))
+
+
+TEXTS: Mapping[str, Callable[[Sequence[Measurement]], str]] = {
+    "google-benchmark": lambda measurements: json.dumps(google_benchmark(measurements), indent=2) + "\n",
+    "csv": csv_text,
+    "markdown": markdown,
+}
+
+
+def asked(wanted: Sequence[str], known: Collection[str]) -> list[tuple[str, Path]]:
+    """``format=file`` of a command line, checked before anything runs; raises BadInput."""
+    found = []
+    for one in wanted:
+        kind, equals, file = one.partition("=")
+        if not equals or not file or kind not in known:
+            todo = f"Write it like {next(iter(known))}=FILE. Known: {', '.join(known)}."
+            raise BadInput(f"'{one}' is no format and file", where="--write", todo=todo)
+        found.append((kind, Path(file)))
+    return found
 
 
 def measurement_schema() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from edgekd.artifact import Facts
+from edgekd.bench import compare as comparing
 from edgekd.bench import schedule, statistics
 from edgekd.bench.devices import Device
 from edgekd.bench.harness import Record
@@ -167,6 +168,7 @@ def summarise(one: Measurement, device: Device | None = None) -> Facts:
         "first_ms": _ms(median(one.first_inference_ns)) if one.first_inference_ns else None,
         "peak_mb": round(peak / 1e6, 3) if peak is not None else None,
         "energy_mj": round(energy / 1e3, 4) if energy is not None and samples else None,
+        "curve": [[_ms(ns), share] for ns, share in statistics.curve(samples)] if samples else None,
         "stability": round(statistics.stability(samples), 1) if samples else None,
         "drift": drift(one.sustained),
         "backend": one.observed.get("backend"),
@@ -199,7 +201,8 @@ def compare(measurements: Sequence[Measurement]) -> list[Facts]:
         sibling = good.get((target, "fp32", device, threads, tokens))
         if scheme == "fp32" or sibling is None:
             continue
-        found = statistics.compare(one.latency_ns, sibling.latency_ns)
+        doubt = comparing.doubt(one, sibling, interleaved=True)
+        found = statistics.compare(one.latency_ns, sibling.latency_ns, doubt=doubt)
         emulated = one.environment.get("emulated") is True
         rows.append(
             {
