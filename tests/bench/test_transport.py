@@ -120,5 +120,5 @@ def test_a_wrong_profile_names_its_file(tmp_path: Path, text: str, message: str)
 
 
 def test_an_unknown_device_lists_the_known() -> None:
-    with pytest.raises(BadInput, match=r"Known: local\. Did you mean 'local'"):
+    with pytest.raises(BadInput, match=r"Known: .*local.*\. Did you mean 'local'"):
         devices.load("locl")

@@ -1,12 +1,12 @@
 """A browser on this machine, as a device: its page ``runtimes/web/index.html`` is the runner.
 
-Playwright starts Chromium and opens pages; a server on 127.0.0.1 hands out the page, its runtimes (``node_modules``) and
-the files that were pushed, and nothing else. There are no processes on such a device: ``["runner", <runtime>]`` opens a
-page, which answers like a runner's stdout, and what it says on its console is its stderr.
+Playwright starts Chromium and opens pages; a server on 127.0.0.1 hands out the page, its runtimes (``node_modules``)
+and the files that were pushed, and nothing else. There are no processes on such a device: ``["runner", <runtime>]``
+opens a page, whose answers are its stdout and whose console is its stderr.
 
-Every page has a browser context of its own, so it starts with an empty HTTP cache, no compiled WebAssembly and a renderer
-process of its own: cold are the library's download, its compilation, the model's download and its load. Warm are the
-browser process itself, the files in this machine's page cache, and the server.
+Every page has a browser context of its own, so it starts with an empty HTTP cache, no compiled WebAssembly and a
+renderer process of its own: cold are the library's download and compilation, the model's download and its load. Warm
+are the browser's main process, the files in this machine's page cache, and the server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edgekd.bench.transports.local import Local
 from edgekd.errors import DeviceError
 from edgekd.recipe import Section
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # looked for on PATH, in this order
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")  # on PATH, in this order
 START = 60.0  # seconds in which the browser must start
 OPEN = 60.0  # seconds in which a page must be there
 GRACE = 5.0  # seconds for a page or the browser to close by itself
@@ -102,6 +102,7 @@ class Browser:
         self._files: dict[str, Path] = {}
         self._playwright: Any = None
         self._browser: Any = None
+        self._closed = False
         self._pid: int | None = None  # of the browser; it leads its process group
         self._loop = asyncio.new_event_loop()  # Playwright lives in it, in a thread of its own
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"browser {name}", daemon=True)
@@ -167,9 +168,12 @@ class Browser:
         raise DeviceError(f"a browser keeps no files, so there is no '{src}' to pull", where=self._name)
 
     def close(self) -> None:
-        """End pages, browser and server."""
+        """End pages, browser and server; more than once does no harm."""
+        if self._closed:
+            return
         with contextlib.suppress(Exception):
             self._call(self._stopped(), 3 * GRACE)
+        self._closed = True
         self._kill()
         with contextlib.suppress(Exception):
             self._server.shutdown()
@@ -183,10 +187,10 @@ class Browser:
     # --- in Playwright's thread ---
 
     def _call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Run ``work`` in Playwright's thread; raises DeviceError when ``timeout`` seconds are over, or on its errors."""
+        """Run ``work`` in Playwright's thread; raises DeviceError on its errors, or after ``timeout`` seconds."""
         from playwright.async_api import Error
 
-        if not self._loop.is_running() and self._thread.ident is not None and not self._thread.is_alive():
+        if self._closed:
             work.close()
             raise DeviceError("the browser was closed", where=self._name)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -274,7 +278,7 @@ class _Page:
     def __post_init__(self) -> None:
         self.page.on("console", lambda message: self.console.append(message.text))
         self.page.on("pageerror", lambda error: self.console.append(str(error)))
-        self.page.on("crash", lambda _: self._over("crashed (it ran out of memory, or its runtime did something wrong)"))
+        self.page.on("crash", lambda _: self._over("crashed (out of memory, or in its runtime)"))
         self.page.on("close", lambda _: self._over("was closed"))
 
     def _over(self, how: str) -> None:
@@ -297,9 +301,10 @@ class _Page:
             await asyncio.wait({self.ended}, timeout=GRACE)  # the reason comes a moment later, where there is one
             how = f"the page {self.ended.result()}" if self.ended.done() else _first_line(error)
         else:
-            asked.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody asks any more
+            asked.add_done_callback(lambda one: one.cancelled() or one.exception())  # nobody asks any more
             asked.cancel()
-            how = f"the page {self.ended.result()}" if done else f"no answer within {timeout:.0f} s; the page was closed"
+            late = f"no answer within {timeout:.0f} s; the page was closed"
+            how = f"the page {self.ended.result()}" if done else late
         said = " | ".join("\n".join(self.console).split("\n"))[-TAIL:].strip(" |")
         raise DeviceError(f"{how}{f': {said}' if said else ''}", where=self.browser._name)
 
@@ -333,7 +338,8 @@ class BrowserWorker:
             self.close()
             raise
         self.code = answer["code"]
-        return (answer["line"] + "\n").encode()
+        document: str = answer["line"]
+        return (document + "\n").encode()
 
     def said(self) -> str:
         """What the page wrote to its console."""
