@@ -47,8 +47,15 @@ class _RunByDefault(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
 
-bench_app = typer.Typer(cls=_RunByDefault, no_args_is_help=True, help="Measure on devices, and compare measurements.")
-devices_app = typer.Typer(no_args_is_help=True, help="Devices to measure on: list, probe, add.")
+bench_app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Measure on devices, and compare measurements.",
+    epilog="Example: edgekd bench runs/banking77 --device local (the command `run` may be left out)",
+)
+devices_app = typer.Typer(
+    no_args_is_help=True, help="Devices to measure on: list, probe, add.", epilog="Example: edgekd devices list"
+)
 app.add_typer(bench_app, name="bench")
 app.add_typer(devices_app, name="devices")
 

@@ -35,7 +35,7 @@ TICK_NS = 100_000  # load times closer than this are not told apart
 PAGES = 1 << 20  # nor peaks of memory closer than this, in bytes
 
 # Measurements with one of these may be compared, but nothing is concluded from them.
-DOUBTS = frozenset({"too_few_runs", "loaded_machine", "unstable", "throttled", "hot", "on_battery", "coarse_clock"})
+DOUBTS = frozenset({"too_few_runs", "loaded_machine", "throttled", "hot", "on_battery", "coarse_clock"})
 DOUBTS_INTERLEAVED = frozenset({"loaded_machine", "throttled"})  # of artefacts that were timed side by side
 NO_LATENCY = frozenset({"emulated"})
 PROTOCOL = (
