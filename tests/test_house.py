@@ -62,10 +62,11 @@ def test_every_command_has_an_example_in_its_help(edgekd) -> None:  # type: igno
     said = edgekd("--help")
     assert said.code == 0
     commands = "ship plan teach distill quantize export verify bench report init schema doctor quickstart".split()
-    commands.append("targets")
-    for command in commands:
-        assert command in said.out
-        shown = edgekd(command, "--help")
+    commands += ["targets", "devices"]
+    groups = ["bench run", "bench compare", "bench baseline", "devices list", "devices probe", "devices add"]
+    for command in [*commands, *groups]:
+        assert command.split()[0] in said.out
+        shown = edgekd(*command.split(), "--help")
         assert shown.code == 0 and "Example:" in shown.out, command
 
 
