@@ -166,11 +166,12 @@ run() {
   magic='\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
   mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
   off() {
+    set +e
     [ -z "$child" ] || { kill -9 "$child" 2> /dev/null; wait "$child" 2> /dev/null; }
     [ ! -e "$binfmt/$name" ] || echo -1 > "$binfmt/$name"
     [ -z "$mounted" ] || umount $binfmt 2> /dev/null
     ip link del "${name/-/}" 2> /dev/null
-    true
+    true # each of them may be gone already
   }
   trap off EXIT
   trap 'exit 1' INT TERM HUP
