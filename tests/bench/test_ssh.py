@@ -348,7 +348,7 @@ def test_temperatures_and_power() -> None:
 
 
 def test_a_probe_of_nothing_is_full_of_none() -> None:
-    assert set(_linux.facts("").values()) == {None}
+    assert set(_linux.parse("").values()) == {None}
 
 
 def test_elf_headers() -> None:

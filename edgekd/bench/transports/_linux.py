@@ -69,7 +69,7 @@ LOADER = re.compile(r"error while loading shared libraries|Error loading shared 
 # --- what the files of /proc and /sys say ---
 
 
-def facts(text: str) -> Facts:
+def parse(text: str) -> Facts:
     """The output of PROBE as a probe's facts; what could not be read is None."""
     parts = sections(text)
     values: dict[str, list[str]] = {}

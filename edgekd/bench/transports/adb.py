@@ -285,7 +285,7 @@ class AdbWorker(local.LocalWorker):
 
 def probed(text: str) -> Facts:
     """The output of PROBE and ANDROID_PROBE as a probe's facts; what could not be read is None."""
-    sections, found = _linux.sections(text), _linux.facts(text)
+    sections, found = _linux.sections(text), _linux.parse(text)
     lines = (line.partition("=") for line in sections.get("props", "").splitlines())
     props: dict[str, str | None] = {key: value.strip() or None for key, _, value in lines}
     release = props.get("ro.build.version.release")

@@ -157,7 +157,7 @@ class Ssh(_linux.Remote):
 
     def probe(self) -> Facts:
         """What /proc and /sys of the device say now; a value that cannot be read is None."""
-        return _linux.facts(self._sh(_linux.PROBE).stdout.decode(errors="replace"))
+        return _linux.parse(self._sh(_linux.PROBE).stdout.decode(errors="replace"))
 
     def open(self, argv: Sequence[str]) -> SshWorker:
         """Start a command that stays."""
