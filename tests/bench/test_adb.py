@@ -1,7 +1,7 @@
 """The ADB transport against a stand-in for the adb program; the real adbd is in test_arm_board.py.
 
-The stand-in obeys adb's arguments on this machine: ``shell`` is a shell here, ``push`` copies. So whatever the transport
-sends is carried out, quoting and all.
+The stand-in obeys adb's arguments on this machine: ``shell`` is a shell here, ``push`` copies. So whatever the
+transport sends is carried out, quoting and all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ while :; do
   esac
 done
 state() { while read -r line; do case $line in "$serial	"*) echo "${line#*	}" ;; esac; done < "$here/devices"; }
-[ -z "$serial" ] || [ "$(state)" = device ] || { echo "adb: device '$serial' not found" >&2; exit 1; }
+[ -z "$serial" ] || [ "$1" = devices ] || [ "$(state)" = device ] || { echo "adb: device offline" >&2; exit 1; }
 case $1 in
   start-server) ;;
   devices) echo "List of devices attached"; cat "$here/devices"; echo ;;
@@ -149,9 +149,10 @@ def test_a_device_that_goes_away(transport: adb.Adb, fake: Path, tmp_path: Path)
         lambda: transport.pull("file", tmp_path / "back"),
         transport.probe,
     ):
-        with pytest.raises(DeviceError, match="the connection broke.*the device is now offline"):
+        with pytest.raises(DeviceError, match=r"the connection broke.*the device is now offline"):
             call()
     worker.close()
+    (fake / "devices").write_text("ABC123\tdevice\n")
 
 
 def test_a_disk_that_is_full(transport: adb.Adb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_the_probe(transport: Any, kind: str) -> None:
 
 
 def test_outputs_agree(board: Board, kind: str, data: Any, export: Any, tmp_path: Path) -> None:
-    """The Python runner and a model on the board's onnxruntime: the Program's golden outputs, from another processor."""
+    """The Python runner and a model on the board's onnxruntime give the Program's golden outputs."""
     facts = _wire.bench(
         board.profile(kind).model_copy(update={"abi": "aarch64", "emulated": True}),
         {"data": data, "onnx-fp32": export("onnx", "fp32")},

@@ -62,8 +62,11 @@ ELF_MACHINES = {3: "i686", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "
                 243: "riscv64", 258: "loongarch64"}  # fmt: skip
 RUNS_ALSO = {"x86_64": {"i686"}, "aarch64": {"armv7l"}, "armv8l": {"armv7l"}, "i386": {"i686"}, "ppc64le": {"ppc64"}}
 
-# What the loaders of glibc, musl and Android say when a library is missing or does not fit.
-LOADER = re.compile(r"error while loading shared libraries|Error loading shared library|CANNOT LINK EXECUTABLE")
+# What the loaders of glibc, musl and Android say when a library is missing or does not fit, and qemu of a loader.
+LOADER = re.compile(
+    r"error while loading shared libraries|Error loading shared library|CANNOT LINK EXECUTABLE"
+    r"|^qemu-\w+: Could not open"
+)
 
 
 # --- what the files of /proc and /sys say ---
