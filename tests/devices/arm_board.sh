@@ -148,7 +148,7 @@ END
         free=$(df --output=avail -k "/srv/board/$place" | tail -1)
         head -c "$(((free - 1024) * 1024))" /dev/zero > "/srv/board/$place/filled"
       done ;;
-      empty) rm -f /srv/board/data/local/tmp/filled /srv/board/root/filled ;;
+      empty) for place in data/local/tmp root; do rm -f "/srv/board/$place/filled"; done ;;
       *) echo "unknown $command"; continue ;;
     esac
     echo "done $command"
