@@ -16,12 +16,13 @@ LIGHT = (
     "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
     "bench.stage", "bench.statistics", "bench.devices", "bench.compare", "bench.formats",
     "report.build", "report.render", "report.plots", "report.latency",
+    "bench.transports.ssh", "bench.transports.adb",
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
 )  # fmt: skip
 HEAVY = (
     "torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "openvino",
-    "pandas",
+    "pandas", "asyncssh",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from edgekd import registry
 from edgekd.bench import devices
-from edgekd.bench.transports.local import Local
+from edgekd.bench.transports.local import Local, connect
 from edgekd.errors import BadInput, DeviceError
 
 ECHO = "import sys\nfor line in sys.stdin: print('>' + line.strip(), flush=True)"
@@ -51,7 +51,8 @@ def test_what_is_not_there_is_said(local: Local, tmp_path: Path) -> None:
 def test_probe_tells_what_the_machine_is(local: Local) -> None:
     found = local.probe()
     assert found["cores"] == os.cpu_count()
-    assert set(found) == {"os", "machine", "cpu", "cores", "memory_bytes", "governor", "load_average"}
+    facts = "os machine cpu cores memory_bytes governor load_average temperature_c on_battery battery_percent"
+    assert set(found) == set(facts.split())
 
 
 def test_a_command_that_hangs_is_stopped(local: Local) -> None:
@@ -98,6 +99,58 @@ def test_a_worker_that_hangs_is_killed_with_its_children(local: Local, tmp_path:
             return
         time.sleep(0.05)
     pytest.fail("the child of the worker still runs")
+
+
+HUNGRY = "import sys; held = bytearray(int(sys.argv[1]) * 1_000_000); print(len(held))"
+
+
+def limited(**options: float) -> Local:
+    return connect(devices.load("local").model_copy(update={"options": options}))
+
+
+def test_memory_is_limited() -> None:
+    transport = limited(memory_mb=200)
+    try:
+        assert transport.exec(python(HUNGRY, "50"), stdin=b"", timeout=60).stdout == b"50000000\n"
+        assert transport.exec(python(HUNGRY, "500"), stdin=b"", timeout=60).code != 0
+        worker = transport.open(python("import sys\nfor line in sys.stdin: bytearray(500_000_000)"))
+        with pytest.raises(DeviceError, match=r"signal 9|MemoryError"):
+            worker.ask(b"go", timeout=60)
+        worker.close()
+        assert transport.probe()["limits"]["memory_mb"] == 200
+        with pytest.raises(DeviceError, match="cannot start edgekd-no-such-program"):
+            transport.exec(["edgekd-no-such-program"], stdin=b"", timeout=5)
+    finally:
+        transport.close()
+    assert transport._limit and not any(group.exists() for group in transport._limit.groups)
+
+
+def test_memory_is_limited_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.bench.transports.local._mounts", lambda *_: [])
+    transport = limited(memory_mb=200)
+    assert transport.probe()["limits"]["by"] == "address space"
+    assert transport.exec(python(HUNGRY, "50"), stdin=b"", timeout=60).code == 0
+    assert b"MemoryError" in transport.exec(python(HUNGRY, "500"), stdin=b"", timeout=60).stderr
+    transport.close()
+    with pytest.raises(DeviceError, match="cannot limit processor time"):
+        limited(memory_mb=200, cpu_share=0.5)
+
+
+def test_processor_time_is_limited() -> None:
+    try:
+        transport = limited(cpu_share=0.2)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    spin = "import time; a = time.time()\nwhile time.process_time() < 0.4: pass\nprint(time.time() - a)"
+    done = transport.exec(python(spin), stdin=b"", timeout=60)
+    transport.close()
+    assert float(done.stdout) > 1.2
+    assert transport._limit and not any(group.exists() for group in transport._limit.groups)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(BadInput, match=r"options\.memory: .*"):
+        limited(memory=200)
 
 
 def test_devices_are_found_by_name_and_by_file(tmp_path: Path) -> None:
