@@ -1,4 +1,4 @@
-"""Builds the native runners: ``python runtimes/linux/build.py --arch x86_64 aarch64 [--runtime onnx litert executorch]``.
+"""Builds the native runners: ``python runtimes/linux/build.py --arch x86_64 aarch64 [--runtime onnx litert]``.
 
 Nothing of a runtime is compiled here: its libraries come out of the package that its maker publishes for Python
 (``pip download``), for whichever architecture is asked for; only the runner itself is compiled. A finished runner is a

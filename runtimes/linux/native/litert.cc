@@ -2,6 +2,7 @@
 // run, and copying the first output out of its buffer, which is what the Python runner times.
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -267,15 +268,19 @@ class LiteRtRunner : public Model {
       if (event.delegate_node) continue;  // its time is counted operator by operator
       if (!found.count(event.name)) {
         order.push_back(event.name);
-        const std::string type = event.name.substr(0, event.name.find_first_of(" :"));
-        found[event.name] = {{"name", event.name}, {"type", type}, {"ns", 0.0}, {"calls", 0.0}};
+        const std::string type = event.name.substr(0, event.name.find_first_of("(:"));
+        found[event.name] = {{"name", event.name}, {"type", type.substr(0, type.find_last_not_of(' ') + 1)}, {"ns", 0.0}, {"calls", 0.0}};
       }
       json& row = found[event.name];
       row["ns"] = row["ns"].get<double>() + static_cast<double>(event.us) * 1000 / runs;
       row["calls"] = row["calls"].get<double>() + 1.0 / runs;
     }
     json rows = json::array();
-    for (const auto& name : order) rows.push_back(found[name]);
+    for (const auto& name : order) {
+      json& row = found[name];
+      row["calls"] = std::round(row["calls"].get<double>() * 1e6) / 1e6;
+      rows.push_back(row);
+    }
     return rows;
   }
 
@@ -283,7 +288,8 @@ class LiteRtRunner : public Model {
   struct Event {
     std::string name;
     uint64_t us;
-    bool delegate_node;
+    bool inner;          // an operator in a delegate
+    bool delegate_node;  // all that a delegate took, where the delegate tells its operators too
   };
 
   bool describes() const { return job_.phase == "describe"; }
@@ -307,7 +313,7 @@ class LiteRtRunner : public Model {
       const std::string name = one.tag == nullptr ? "" : one.tag;
       const bool own = (one.event_type & kLiteRtOperatorEvent) != 0;
       const bool inner = (one.event_type & (kLiteRtDelegateOperatorEvent | kLiteRtDelegateProfiledEvent)) != 0;
-      if (own || inner) found.push_back({name, one.elapsed_time_us, own && inside && name.find("Delegate") != std::string::npos});
+      if (own || inner) found.push_back({name, one.elapsed_time_us, inner, own && inside && name.find("Delegate") != std::string::npos});
     }
     return found;
   }
@@ -324,7 +330,7 @@ class LiteRtRunner : public Model {
       const Input& output = signatures_[0].outputs[signatures_[0].first].input;
       std::vector<std::byte> bytes(elements(output.shape) * bytes_of(output.dtype));
       const auto events = events_of(timed, [&] { timed.run(zeros, bytes); });
-      return std::any_of(events.begin(), events.end(), [](auto& one) { return one.name.find("Delegate") != std::string::npos; });
+      return std::any_of(events.begin(), events.end(), [](auto& one) { return one.inner || one.name.find("Delegate") != std::string::npos; });
     } catch (const RunnerError&) {
       return false;
     }
