@@ -1,24 +1,13 @@
 """The edgekd runner for any machine with Python: opens one model on one runtime, and times it.
 
 A single file that imports nothing from edgekd, so that it can be copied to a device: it needs the standard
-library, numpy and the runtime. It reads ONE job as a line of JSON on stdin and writes ONE JSON document as
-the last line of stdout; both carry ``"schema": "edgekd/runner/1"``. Whatever else a vendor prints to stdout
-is sent to stderr. Exit code 0 and a document without ``error``, or exit code 1 and a document with
-``{"error": {"kind", "message"}}``, kind being ``job`` (the job is wrong), ``unavailable`` (no such runtime
-here) or ``failed`` (it did not run).
+library, numpy and the runtime. It reads ONE job as a line of JSON on stdin and writes ONE JSON document as the
+last line of stdout (in the phase ``time`` one more for each request); both carry ``"schema": "edgekd/runner/1"``.
+Whatever else a vendor prints to stdout is sent to stderr. Exit code 0 and a document without ``error``, or exit
+code 1 and a document with ``{"error": {"kind", "message"}}``, kind being ``job`` (the job is wrong),
+``unavailable`` (no such runtime here) or ``failed`` (it did not run).
 
-Job:      schema, phase, runtime (onnx, litert, executorch, openvino, torch), model (file or folder), threads,
-          rows [{input name: values}, ..] without the batch dimension: real token ids and their mask, unpadded, or the
-          pixels of an image as nested lists; and optionally
-          signature [{"name", "dtype"}, ..] (order of the model's inputs; dtype int64, int32 or float32),
-          fixed_lengths (of token inputs, ascending: a row is padded to the first that holds it; none: any length),
-          pad_id, cpu_affinity, runs (memory phase).
-Phases:   load     load, first inference, exit. One cold sample per process (files may be in the page cache)
-          memory   the same with ``runs`` inferences, and peak resident memory above the state before the load
-          outputs  logits of every row (of a padded row: without the padding's)
-          time     as load, then stays: answers one request per line until stdin ends
-Requests: {"schema", "request": "block", "rows", "warmup_runs", "warmup_seconds", "min_runs", "min_seconds",
-          "max_seconds"} -> raw samples in ns; {"schema", "request": "outputs", "rows"} -> logits
+``runtimes/README.md`` describes the wire (in a copy on a device: edgekd's repository has it).
 
 The timed loop calls the runtime and nothing else: inputs are prepared before it, garbage collection is off.
 """
@@ -30,20 +19,24 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, list[Any]]  # one row of a job: token ids, or pixels as nested lists
+Row = dict[str, list[Any]]  # one row of a job: token ids, pixels as nested lists, or flat values of a given shape
+Whole = dict[str, list[Any]]  # the same as the model takes it: padded, with the batch dimension
 
 SCHEMA = "edgekd/runner/1"
 VERSION = "1"
-PHASES = ("load", "memory", "outputs", "time")
+PHASES = ("describe", "load", "memory", "outputs", "time")
+SYSFS = Path(os.environ.get("EDGEKD_SYSFS", "/sys"))  # a test gives another folder
 DTYPES = {"int64", "int32", "float32"}
 
 
@@ -57,12 +50,17 @@ class RunnerError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. ``prepare`` turns a row into the runtime's inputs, ``call`` is what is timed."""
+    """A loaded model. ``prepare`` turns a row into the runtime's inputs, ``call`` is what is timed.
 
-    prepare: Callable[[Row], Any]
+    ``describe`` tells the inputs as the file has them; ``profile`` times the operators of some prepared inputs.
+    """
+
+    prepare: Callable[[Whole], Any]
     call: Callable[[Any], Any]
     logits: Callable[[Any], list[Any]]
     observed: dict[str, Any]
+    describe: Callable[[], list[dict[str, Any]]]
+    profile: Callable[[list[Any], int], list[dict[str, Any]]] | None = None
 
 
 # --- runtimes: each imports its packages (not timed), and returns what loads the model (timed) ---
@@ -92,12 +90,15 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
 
     def load() -> Model:
         session = runtime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()]
+        inputs_of_file = session.get_inputs()
+        names = [one.name for one in inputs_of_file]
         known = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
-        kinds = {one.name: known[one.type] for one in session.get_inputs()}
+        if unknown := [f"{one.name} {one.type}" for one in inputs_of_file if one.type not in known]:
+            raise RunnerError("failed", f"inputs of a type that no job can give: {', '.join(unknown)}")
+        kinds = {one.name: known[one.type] for one in inputs_of_file}
 
-        def prepare(row: Row) -> Any:
-            return {name: np.asarray([_of(row, name)], dtype=kinds[name]) for name in names}
+        def prepare(row: Whole) -> Any:
+            return {name: np.asarray(_of(row, name), dtype=kinds[name]) for name in names}
 
         return Model(
             prepare=prepare,
@@ -110,9 +111,40 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
                 "graph_optimization": "all",
                 "x64quantprecision": exact,
             },
+            describe=lambda: [
+                _described(one.name, np.dtype(kinds[one.name]).name, one.shape) for one in inputs_of_file
+            ],
+            profile=profile,
         )
 
+    def profile(inputs: list[Any], runs: int) -> list[dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+            timed = runtime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
+            for number in range(runs):
+                timed.run(None, inputs[number % len(inputs)])
+            events = json.loads(Path(timed.end_profiling()).read_text(encoding="utf-8"))
+            options.enable_profiling = False
+        return _operators(events, runs)
+
     return load
+
+
+def _operators(events: list[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
+    """onnxruntime's profile as means of a run, by node; it counts in microseconds."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in events:
+        name, _, kind = event.get("name", "").rpartition("_kernel_")
+        if event.get("cat") == "Node" and kind == "time":
+            row = found.setdefault(name, {"name": name, "type": event["args"]["op_name"], "ns": 0.0, "calls": 0.0})
+            row["ns"] += event["dur"] * 1000 / runs
+            row["calls"] += 1 / runs
+    return [{**row, "calls": round(row["calls"], 6)} for row in found.values()]
+
+
+def _described(name: str, dtype: str, shape: Any) -> dict[str, Any]:
+    """An input as the wire has it: a dynamic axis, whatever a runtime calls it, is -1."""
+    return {"name": name, "dtype": dtype, "shape": [one if type(one) is int and one >= 0 else -1 for one in shape]}
 
 
 def _litert(job: dict[str, Any]) -> Callable[[], Model]:
@@ -125,12 +157,14 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
         observed = {"threads": job["threads"], **_delegated(interpreter)}
         if len(interpreter.get_signature_list()) > 1:
             return _litert_lengths(interpreter, observed)
-        wanted = _in_order(job, interpreter.get_input_details())
+        details = interpreter.get_input_details()
+        fits = len(job["signature"]) == len(details)
+        wanted = [] if job["phase"] == "describe" and not fits else _in_order(job, details)
         output = interpreter.get_output_details()[0]
         scale, zero = output["quantization"]
 
-        def prepare(row: Row) -> Any:
-            return [(detail["index"], np.asarray([_of(row, name)], dtype=detail["dtype"])) for name, detail in wanted]
+        def prepare(row: Whole) -> Any:
+            return [(detail["index"], np.asarray(_of(row, name), dtype=detail["dtype"])) for name, detail in wanted]
 
         def call(inputs: Any) -> Any:
             for index, value in inputs:
@@ -143,7 +177,13 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
                 value = (value.astype(np.float32) - zero) * np.float32(scale)
             return value.astype(np.float32)[0].tolist()
 
-        return Model(prepare, call, logits, observed)
+        def describe() -> list[dict[str, Any]]:
+            return [
+                _described(name, np.dtype(one["dtype"]).name, one.get("shape_signature", one["shape"]).tolist())
+                for name, one in (wanted if fits else [(one["name"], one) for one in details])
+            ]
+
+        return Model(prepare, call, logits, observed, describe)
 
     return load
 
@@ -157,10 +197,13 @@ def _litert_lengths(interpreter: Any, observed: dict[str, Any]) -> Model:
     (output,) = runners[0].get_output_details().values()
     scale, zero = output["quantization"]
 
-    def prepare(row: Row) -> Any:
-        at = lengths.index(_tokens(row))
+    def prepare(row: Whole) -> Any:
+        length = next((len(values[0]) for values in row.values() if not isinstance(values[0][0], list)), 1)
+        if length not in lengths:
+            raise RunnerError("job", f"the file has no signature of length {length} (it has {sorted(lengths)})")
+        at = lengths.index(length)
         kinds = {name: one["dtype"] for name, one in details[at].items()}
-        return runners[at], {name: np.asarray([_of(row, name)], dtype=kind) for name, kind in kinds.items()}
+        return runners[at], {name: np.asarray(_of(row, name), dtype=kind) for name, kind in kinds.items()}
 
     def call(prepared: Any) -> Any:
         runner, inputs = prepared
@@ -172,7 +215,18 @@ def _litert_lengths(interpreter: Any, observed: dict[str, Any]) -> Model:
             value = (value.astype(np.float32) - zero) * np.float32(scale)
         return value.astype(np.float32)[0].tolist()
 
-    return Model(prepare, call, logits, observed)
+    def describe() -> list[dict[str, Any]]:
+        return [
+            _described(name, np.dtype(one["dtype"]).name, _common([some[name]["shape"].tolist() for some in details]))
+            for name, one in details[0].items()
+        ]
+
+    return Model(prepare, call, logits, observed, describe)
+
+
+def _common(shapes: list[list[int]]) -> list[int]:
+    """The axes that all have, -1 where they differ."""
+    return [axis[0] if len(set(axis)) == 1 else -1 for axis in zip(*shapes, strict=True)]
 
 
 def _delegated(interpreter: Any) -> dict[str, Any]:
@@ -214,8 +268,18 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Model]:
         if method is None:
             raise RunnerError("failed", "the program has no method 'forward'")
 
-        def prepare(row: Row) -> Any:
-            return [torch.tensor([_of(row, name)], dtype=kind) for name, kind in dtypes.items()]
+        def describe() -> list[dict[str, Any]]:
+            meta = method.metadata
+            ones = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
+            names = [one["name"] for one in job["signature"]]
+            names = names if len(names) == len(ones) else [f"input_{index}" for index in range(len(ones))]
+            return [
+                _described(name, _SCALARS.get(int(one.dtype()), "unknown"), one.sizes())
+                for name, one in zip(names, ones, strict=True)
+            ]
+
+        def prepare(row: Whole) -> Any:
+            return [torch.tensor(_of(row, name), dtype=kind) for name, kind in dtypes.items()]
 
         return Model(
             prepare=prepare,
@@ -225,9 +289,13 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Model]:
                 "threads": portable_lib._threadpool_get_thread_count(),
                 "backend": _backends(job["model"]),
             },
+            describe=describe,
         )
 
     return load
+
+
+_SCALARS = {3: "int32", 4: "int64", 6: "float32"}  # c10's numbers of the types that a job can give
 
 
 def _backends(path: str) -> str:
@@ -265,8 +333,8 @@ def _openvino(job: dict[str, Any]) -> Callable[[], Model]:
         request = compiled.create_infer_request()
         kinds = {one.get_any_name(): one.get_element_type().to_dtype() for one in compiled.inputs}
 
-        def prepare(row: Row) -> Any:
-            return {name: np.asarray([_of(row, name)], dtype=kind) for name, kind in kinds.items()}
+        def prepare(row: Whole) -> Any:
+            return {name: np.asarray(_of(row, name), dtype=kind) for name, kind in kinds.items()}
 
         return Model(
             prepare=prepare,
@@ -278,6 +346,14 @@ def _openvino(job: dict[str, Any]) -> Callable[[], Model]:
                 "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
                 "integer_layers": quantized and integers,
             },
+            describe=lambda: [
+                _described(
+                    one.get_any_name(),
+                    str(kinds[one.get_any_name()]),
+                    [axis.get_length() if axis.is_static else -1 for axis in one.get_partial_shape()],
+                )
+                for one in compiled.inputs
+            ],
         )
 
     return load
@@ -301,20 +377,28 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
 
     def load() -> Model:
         if exported:
-            model = torch.export.load(job["model"]).module()
+            program = torch.export.load(job["model"])
+            inputs_of_file = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+            described = [
+                _described(node.name, str(node.meta["val"].dtype).partition(".")[2], node.meta["val"].shape)
+                for node in inputs_of_file
+            ]
+            model = program.module()
             call = lambda inputs: model(*inputs.values())  # noqa: E731
         else:
             model = kind.from_pretrained(job["model"]).eval()
+            described = [_described(one["name"], one["dtype"], [-1, -1]) for one in job["signature"]]
             call = lambda inputs: model(**inputs)[0]  # noqa: E731 - of several outputs the first
 
-        def prepare(row: Row) -> Any:
-            return {name: torch.tensor([_of(row, name)], dtype=dtype) for name, dtype in dtypes.items()}
+        def prepare(row: Whole) -> Any:
+            return {name: torch.tensor(_of(row, name), dtype=dtype) for name, dtype in dtypes.items()}
 
         return Model(
             prepare=prepare,
             call=call,
             logits=lambda value: value[0].float().tolist(),
             observed={"threads": torch.get_num_threads(), "backend": "eager"},
+            describe=lambda: described,
         )
 
     return load
@@ -345,72 +429,157 @@ def _of(row: Row, name: str) -> list[Any]:
 # --- phases ---
 
 
+OPTIONAL: dict[str, Any] = {
+    "signature": [{"name": "input_ids", "dtype": "int64"}, {"name": "attention_mask", "dtype": "int64"}],
+    "fixed_lengths": [],
+    "pad_id": 0,
+    "cpu_affinity": None,
+    "runs": 20,
+}
+
+
 def check(job: Any) -> dict[str, Any]:
     """The job with defaults filled in; raises RunnerError of kind job."""
     if not isinstance(job, dict) or job.get("schema") != SCHEMA:
         raise RunnerError("job", f"not a job of schema {SCHEMA}")
-    defaults = {
-        "signature": [{"name": "input_ids", "dtype": "int64"}, {"name": "attention_mask", "dtype": "int64"}],
-        "fixed_lengths": [],
-        "pad_id": 0,
-        "cpu_affinity": None,
-        "runs": 20,
-    }
-    required = {"schema", "phase", "runtime", "model", "threads", "rows"}
-    if missing := sorted(required - set(job)):
-        raise RunnerError("job", f"missing: {', '.join(missing)}")
-    if unknown := sorted(set(job) - required - set(defaults)):
-        raise RunnerError("job", f"unknown: {', '.join(unknown)}")
-    job = {**defaults, **job}
+    required = {"schema", "phase", "runtime", "model", "threads"}
+    if job.get("phase") != "describe":
+        required |= {"rows"}
+    _check_fields(job, required, set(OPTIONAL))
+    job = {**OPTIONAL, **job}
     if job["phase"] not in PHASES:
         raise RunnerError("job", f"unknown phase {job['phase']!r} (known: {', '.join(PHASES)})")
-    if job["runtime"] not in RUNTIMES:
+    if not isinstance(job["runtime"], str) or job["runtime"] not in RUNTIMES:
         raise RunnerError("unavailable", f"no runtime '{job['runtime']}' here (known: {', '.join(sorted(RUNTIMES))})")
-    if not isinstance(job["threads"], int) or job["threads"] < 1:
-        raise RunnerError("job", f"threads is not a positive whole number: {job['threads']!r}")
-    if unknown := sorted({str(one.get("dtype")) for one in job["signature"]} - DTYPES):
-        raise RunnerError("job", f"unknown dtype: {', '.join(unknown)} (known: {', '.join(sorted(DTYPES))})")
-    _check_rows(job["rows"])
+    if not isinstance(job["model"], str) or not job["model"]:
+        raise RunnerError("job", f"model is not the name of a file: {job['model']!r}")
+    for name in ("threads", "runs"):
+        if not _whole(job[name], 1):
+            raise RunnerError("job", f"{name} is not a positive whole number: {job[name]!r}")
+    if not _whole(job["pad_id"]):
+        raise RunnerError("job", f"pad_id is not a whole number: {job['pad_id']!r}")
+    lengths, processors = job["fixed_lengths"], job["cpu_affinity"]
+    if not _whole_list(lengths, 1) or lengths != sorted(set(lengths)):
+        raise RunnerError("job", f"fixed_lengths is not a list of ascending positive whole numbers: {lengths!r}")
+    if processors is not None and not (processors and _whole_list(processors, 0)):
+        raise RunnerError("job", f"cpu_affinity is neither null nor a list of processors: {processors!r}")
+    _check_signature(job["signature"])
+    if job["phase"] != "describe":
+        _check_rows(job["rows"], job["signature"])
     return job
 
 
-def _check_rows(rows: Any) -> None:
+def _check_fields(document: dict[str, Any], required: set[str], optional: set[str]) -> None:
+    if missing := sorted(required - set(document)):
+        raise RunnerError("job", f"missing: {', '.join(missing)}")
+    if unknown := sorted(set(document) - required - optional):
+        raise RunnerError("job", f"unknown: {', '.join(unknown)}")
+
+
+def _whole(value: Any, least: int | None = None) -> bool:
+    return type(value) is int and (least is None or value >= least)
+
+
+def _whole_list(values: Any, least: int) -> bool:
+    return isinstance(values, list) and all(_whole(one, least) for one in values)
+
+
+def _check_signature(signature: Any) -> None:
+    if not isinstance(signature, list) or not signature or not all(isinstance(one, dict) for one in signature):
+        raise RunnerError("job", "signature is not a list of {name, dtype, shape?}")
+    for one in signature:
+        _check_fields(one, {"name", "dtype"}, {"shape"})
+        if not isinstance(one["name"], str):
+            raise RunnerError("job", f"a name of the signature is not a text: {one['name']!r}")
+        if one["dtype"] not in DTYPES:
+            raise RunnerError("job", f"unknown dtype: {one['dtype']} (known: {', '.join(sorted(DTYPES))})")
+        if "shape" in one and not (one["shape"] and _whole_list(one["shape"], 1)):
+            raise RunnerError("job", f"the shape of '{one['name']}' is not a list of positive whole numbers")
+
+
+def _check_rows(rows: Any, signature: list[dict[str, Any]]) -> None:
     whole = isinstance(rows, list) and rows and all(isinstance(row, dict) and row for row in rows)
     if not whole or not all(isinstance(values, list) and values for row in rows for values in row.values()):
         raise RunnerError("job", "rows is not a list of {input name: list of token ids, or of an image's channels}")
+    shapes = {one["name"]: one["shape"] for one in signature if "shape" in one}
+    whole_numbers = {one["name"] for one in signature if one["dtype"] != "float32"}
+    for row in rows:
+        for name, values in row.items():
+            found = _shape_of(name, values, {int} if name in whole_numbers else {int, float})
+            if name in shapes and found != (math.prod(shapes[name]),):
+                raise RunnerError("job", f"'{name}' is not one flat list of the values of shape {shapes[name]}")
 
 
-def _tokens(row: Row) -> int:
+def _shape_of(name: str, values: list[Any], types: set[type]) -> tuple[int, ...]:
+    """The lengths of nested lists; raises RunnerError where they are ragged or hold anything but such numbers."""
+    if isinstance(values[0], list):
+        if not all(isinstance(one, list) and one for one in values):
+            raise RunnerError("job", f"the nested lists of '{name}' differ in length")
+        inner = {_shape_of(name, one, types) for one in values}
+        if len(inner) != 1:
+            raise RunnerError("job", f"the nested lists of '{name}' differ in length")
+        return (len(values), *inner.pop())
+    if not set(map(type, values)) <= types:
+        kind = "number" if float in types else "whole number"
+        raise RunnerError("job", f"a value of '{name}' is not a {kind}")
+    return (len(values),)
+
+
+def _tokens(job: dict[str, Any], row: Row) -> int:
     """Length of a row; 1 for an image."""
-    return next((len(values) for values in row.values() if not isinstance(values[0], list)), 1)
+    shapes = _shapes(job)
+    loose = [len(values) for name, values in row.items() if name not in shapes and not isinstance(values[0], list)]
+    given = [shapes[name][1] for name in row if len(shapes.get(name, ())) == 2]
+    return next(iter([*loose, *given]), 1)
+
+
+def _shapes(job: dict[str, Any]) -> dict[str, list[int]]:
+    return {one["name"]: one["shape"] for one in job["signature"] if "shape" in one}
 
 
 def _padded(job: dict[str, Any], row: Row) -> Row:
-    """The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is."""
-    lengths = job["fixed_lengths"]
-    if not lengths or any(isinstance(values[0], list) for values in row.values()):
+    """The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is.
+
+    An input whose shape the job gives is whole already.
+    """
+    lengths, shapes = job["fixed_lengths"], _shapes(job)
+    loose = {name: values for name, values in row.items() if name not in shapes}
+    if not lengths or not loose or any(isinstance(values[0], list) for values in loose.values()):
         return row
     fills = {"input_ids": job["pad_id"]}
-    longest = max(len(ids) for ids in row.values())
+    longest = max(len(ids) for ids in loose.values())
     length = next((one for one in lengths if one >= longest), None)
     if length is None:
         raise RunnerError("job", f"a row is longer than the model's fixed length {lengths[-1]}")
-    return {name: ids + [fills.get(name, 0)] * (length - len(ids)) for name, ids in row.items()}
+    return row | {name: ids + [fills.get(name, 0)] * (length - len(ids)) for name, ids in loose.items()}
 
 
-def _prepared(job: dict[str, Any], model: Model, rows: Any) -> tuple[list[Any], list[int]]:
-    _check_rows(rows)
+def _whole_row(job: dict[str, Any], row: Row) -> Whole:
+    """The row with the batch dimension: a leading 1, or the shape that the job gives."""
+    shapes = _shapes(job)
+    return {name: _nested(values, shapes[name]) if name in shapes else [values] for name, values in row.items()}
+
+
+def _nested(values: list[Any], shape: list[int]) -> list[Any]:
+    """A flat list, row-major, as nested lists."""
+    for size in reversed(shape[1:]):
+        values = [values[at : at + size] for at in range(0, len(values), size)]
+    return values
+
+
+def _prepared(job: dict[str, Any], model: Model, rows: list[Row]) -> tuple[list[Any], list[int]]:
     padded = [_padded(job, row) for row in rows]
-    return [model.prepare(row) for row in padded], [_tokens(row) for row in padded]
+    return [model.prepare(_whole_row(job, row)) for row in padded], [_tokens(job, row) for row in padded]
 
 
-def _answers(job: dict[str, Any], model: Model, rows: Any) -> list[Any]:
-    """Logits of every row; where there is one set per token, those of the padding are cut off."""
-    inputs, _ = _prepared(job, model, rows)
+def _answers(job: dict[str, Any], model: Model, rows: list[Row]) -> list[Any]:
+    """Logits of every row; where a padded row has one set per token, those of the padding are cut off."""
+    inputs, lengths = _prepared(job, model, rows)
     answers = [model.logits(model.call(one)) for one in inputs]
+    sizes = [_tokens(job, row) for row in rows]
     return [
-        logits[: _tokens(row)] if isinstance(logits[0], list) else logits
-        for row, logits in zip(rows, answers, strict=True)
+        logits[:size] if size < length and isinstance(logits, list) and isinstance(logits[0], list) else logits
+        for size, length, logits in zip(sizes, lengths, answers, strict=True)
     ]
 
 
@@ -428,23 +597,22 @@ def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
     start = time.perf_counter_ns()
     model = load()
     loaded = time.perf_counter_ns()
+    observed = {
+        "runtime": job["runtime"],
+        "versions": {name: _version(name) for name in DISTRIBUTIONS[job["runtime"]]},
+        "python": sys.version.split()[0],
+        "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "tokens": [],
+        **model.observed,
+    }
+    answer: dict[str, Any] = {"import_ns": imported - began, "load_ns": loaded - start, "observed": observed}
+    if job["phase"] == "describe":
+        return model, answer | {"inputs": model.describe()}
     inputs, tokens = _prepared(job, model, job["rows"])
+    observed["tokens"] = sorted(set(tokens))
     first = time.perf_counter_ns()
     model.call(inputs[0])
-    answered = time.perf_counter_ns()
-    answer: dict[str, Any] = {
-        "import_ns": imported - began,
-        "load_ns": loaded - start,
-        "first_inference_ns": answered - first,
-        "observed": {
-            "runtime": job["runtime"],
-            "versions": {name: _version(name) for name in DISTRIBUTIONS[job["runtime"]]},
-            "python": sys.version.split()[0],
-            "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "tokens": sorted(set(tokens)),
-            **model.observed,
-        },
-    }
+    answer["first_inference_ns"] = time.perf_counter_ns() - first
     if job["phase"] == "memory":
         for number in range(job["runs"]):
             model.call(inputs[number % len(inputs)])
@@ -454,18 +622,35 @@ def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
     return model, answer
 
 
+REQUESTS: dict[str, tuple[str, ...]] = {  # and what they need beside their rows
+    "block": ("warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds"),
+    "outputs": (),
+    "profile": ("runs",),
+}
+
+
 def answer_request(job: dict[str, Any], model: Model, request: Any) -> dict[str, Any]:
     """Answer one line of a persistent worker."""
     if not isinstance(request, dict) or request.get("schema") != SCHEMA:
         raise RunnerError("job", f"not a request of schema {SCHEMA}")
-    if request.get("request") == "outputs":
-        return {"answer": "outputs", "logits": _answers(job, model, request.get("rows"))}
-    if request.get("request") != "block":
-        raise RunnerError("job", f"unknown request {request.get('request')!r} (known: block, outputs)")
-    numbers = ("warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds")
-    if not all(isinstance(request.get(name), int | float) for name in numbers):
-        raise RunnerError("job", f"a block needs the numbers {', '.join(numbers)}")
-    inputs, tokens = _prepared(job, model, request.get("rows"))
+    kind = request.get("request")
+    if not isinstance(kind, str) or kind not in REQUESTS:
+        raise RunnerError("job", f"unknown request {kind!r} (known: {', '.join(REQUESTS)})")
+    _check_fields(request, {"schema", "request", "rows", *REQUESTS[kind]}, set())
+    _check_rows(request["rows"], job["signature"])
+    if kind == "outputs":
+        return {"answer": "outputs", "logits": _answers(job, model, request["rows"])}
+    if kind == "profile":
+        if not _whole(request["runs"], 1):
+            raise RunnerError("job", f"runs is not a positive whole number: {request['runs']!r}")
+        if model.profile is None:
+            raise RunnerError("unavailable", f"this runner has no profiler for {job['runtime']}")
+        inputs, _ = _prepared(job, model, request["rows"])
+        return {"answer": "profile", "operators": model.profile(inputs, request["runs"])}
+    numbers = [request[name] for name in REQUESTS["block"]]
+    if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):
+        raise RunnerError("job", f"a block needs the numbers {', '.join(REQUESTS['block'])}, none negative")
+    inputs, tokens = _prepared(job, model, request["rows"])
     return {"answer": "block", "tokens": sorted(set(tokens)), **_block(model.call, inputs, request)}
 
 
@@ -483,6 +668,7 @@ def _block(call: Callable[[Any], Any], inputs: list[Any], request: dict[str, Any
     samples: list[int] = []
     gc.collect()
     gc.disable()
+    energy = _energy()
     busy, cpu, start = _machine_busy_ns(), time.process_time_ns(), clock()
     warmed = start - began
     needed = request["min_seconds"] * 1e9
@@ -499,7 +685,7 @@ def _block(call: Callable[[Any], Any], inputs: list[Any], request: dict[str, Any
     finally:
         gc.enable()
     wall, cpu = clock() - start, time.process_time_ns() - cpu
-    after_busy = _machine_busy_ns()
+    after_busy, after_energy = _machine_busy_ns(), _energy()
     return {
         "samples_ns": samples,
         "warmup": {"runs": warm, "seconds": warmed / 1e9},
@@ -507,7 +693,59 @@ def _block(call: Callable[[Any], Any], inputs: list[Any], request: dict[str, Any
         "cpu_ns": cpu,
         "machine_busy_ns": None if busy is None or after_busy is None else after_busy - busy,
         "cpus": os.cpu_count(),
+        "energy": _spent(energy, after_energy, wall),
     }
+
+
+@dataclass(frozen=True)
+class _Energy:
+    """A reading: of RAPL's counters in microjoules with the value each wraps at, or of a battery's power in watts."""
+
+    source: str
+    counters: dict[str, tuple[int, int]]
+    watts: float
+
+
+def _energy() -> _Energy | None:
+    """RAPL's packages (readable by root on most kernels), or a battery that discharges, or None."""
+    counters = {}
+    for zone in sorted((SYSFS / "class" / "powercap").glob("*/energy_uj")):
+        try:
+            if (zone.parent / "name").read_text(encoding="utf-8").startswith("package"):  # its parts are counted in it
+                wraps = int((zone.parent / "max_energy_range_uj").read_text(encoding="utf-8"))
+                counters[zone.parent.name] = (int(zone.read_text(encoding="utf-8")), wraps)
+        except (OSError, ValueError):
+            continue
+    if counters:
+        return _Energy("rapl", counters, 0)
+    for battery in sorted((SYSFS / "class" / "power_supply").glob("*/current_now")):
+        try:
+            if (battery.parent / "status").read_text(encoding="utf-8").strip() != "Discharging":
+                continue
+            microamperes = abs(int(battery.read_text(encoding="utf-8")))
+            microvolts = int((battery.parent / "voltage_now").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return _Energy("battery", {}, microamperes * microvolts / 1e12)
+    return None
+
+
+def _spent(before: _Energy | None, after: _Energy | None, wall_ns: int) -> dict[str, Any] | None:
+    """Microjoules between two readings; of a battery, the mean of the two powers times the time."""
+    if (
+        before is None
+        or after is None
+        or before.source != after.source
+        or before.counters.keys() != after.counters.keys()
+    ):
+        return None
+    if before.source == "battery":
+        return {"source": "battery", "uj": round((before.watts + after.watts) / 2 * wall_ns / 1e3)}
+    spent = 0
+    for name, (end, wraps) in after.counters.items():
+        start, _ = before.counters[name]
+        spent += end - start if end >= start else end - start + wraps
+    return {"source": "rapl", "uj": spent}
 
 
 def _machine_busy_ns() -> int | None:

@@ -1,0 +1,714 @@
+#include "core.hpp"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <sched.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <initializer_list>
+#include <iostream>
+#include <map>
+#include <optional>
+#include <set>
+#include <sstream>
+
+namespace edgekd {
+
+namespace {
+
+constexpr const char* kSchema = "edgekd/runner/1";
+constexpr const char* kVersion = "1";
+
+int64_t clock_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+int64_t process_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+[[noreturn]] void refuse(const std::string& message) { throw RunnerError("job", message); }
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+// --- the job ---
+
+bool is_whole(const json& value, std::optional<int64_t> least = std::nullopt) {
+  if (!value.is_number_integer()) return false;
+  if (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX) return false;
+  return !least || value.get<int64_t>() >= *least;
+}
+
+bool is_whole_list(const json& values, int64_t least) {
+  return values.is_array() && std::all_of(values.begin(), values.end(), [&](auto& one) { return is_whole(one, least); });
+}
+
+void check_fields(const json& document, const std::set<std::string>& required, const std::set<std::string>& optional) {
+  std::vector<std::string> missing, unknown;
+  for (const auto& name : required) {
+    if (!document.contains(name)) missing.push_back(name);
+  }
+  for (const auto& [name, value] : document.items()) {
+    if (!required.count(name) && !optional.count(name)) unknown.push_back(name);
+  }
+  if (!missing.empty()) refuse("missing: " + joined(missing));
+  if (!unknown.empty()) refuse("unknown: " + joined(unknown));
+}
+
+int positive(const json& document, const char* name) {
+  const json& value = document.at(name);
+  if (!is_whole(value, 1) || value.get<int64_t>() > INT32_MAX) {
+    refuse(std::string(name) + " is not a positive whole number: " + value.dump());
+  }
+  return value.get<int>();
+}
+
+std::vector<Input> signature_of(const json& signature) {
+  bool good = signature.is_array() && !signature.empty() &&
+              std::all_of(signature.begin(), signature.end(), [](auto& one) { return one.is_object(); });
+  if (!good) refuse("signature is not a list of {name, dtype, shape?}");
+  std::vector<Input> inputs;
+  for (const auto& one : signature) {
+    check_fields(one, {"name", "dtype"}, {"shape"});
+    if (!one["name"].is_string()) refuse("a name of the signature is not a text: " + one["name"].dump());
+    Input input{one["name"], dtype_of(one["dtype"].is_string() ? one["dtype"].get<std::string>() : one["dtype"].dump()), {}};
+    if (one.contains("shape")) {
+      if (one["shape"].empty() || !is_whole_list(one["shape"], 1)) {
+        refuse("the shape of '" + input.name + "' is not a list of positive whole numbers");
+      }
+      input.shape = one["shape"].get<std::vector<int64_t>>();
+    }
+    inputs.push_back(std::move(input));
+  }
+  return inputs;
+}
+
+const Input* declared(const std::vector<Input>& signature, const std::string& name) {
+  for (const auto& input : signature) {
+    if (input.name == name) return &input;
+  }
+  return nullptr;
+}
+
+// Appends the numbers of nested lists and fills in their lengths; refuses ragged ones and what is no number.
+void flatten(const std::string& name, const json& values, bool whole, std::size_t depth, Values& into) {
+  if (into.shape.size() == depth) into.shape.push_back(static_cast<int64_t>(values.size()));
+  if (into.shape[depth] != static_cast<int64_t>(values.size())) refuse("the nested lists of '" + name + "' differ in length");
+  const bool nested = values[0].is_array();
+  if (!nested && into.shape.size() != depth + 1) refuse("the nested lists of '" + name + "' differ in length");
+  for (const auto& one : values) {
+    if (nested) {
+      if (!one.is_array() || one.empty()) refuse("the nested lists of '" + name + "' differ in length");
+      flatten(name, one, whole, depth + 1, into);
+    } else if (whole) {
+      if (!is_whole(one)) refuse("a value of '" + name + "' is not a whole number");
+      into.whole.push_back(one.get<int64_t>());
+    } else {
+      if (!one.is_number()) refuse("a value of '" + name + "' is not a number");
+      into.fractional.push_back(one.get<double>());
+    }
+  }
+}
+
+// The rows as they are, without the padding; raises RunnerError for what is none.
+std::vector<Row> read_rows(const json& rows, const Job& job) {
+  const char* what = "rows is not a list of {input name: list of token ids, or of an image's channels}";
+  if (!rows.is_array() || rows.empty()) refuse(what);
+  std::vector<Row> found;
+  for (const auto& one : rows) {
+    if (!one.is_object() || one.empty()) refuse(what);
+    Row row;
+    std::optional<int64_t> loose, given;  // a length from an input without a shape goes first
+    for (const auto& [name, values] : one.items()) {
+      if (!values.is_array() || values.empty()) refuse(what);
+      const Input* input = declared(job.signature, name);
+      Values read;
+      flatten(name, values, input != nullptr && input->dtype != Dtype::float32, 0, read);
+      if (input != nullptr && !input->shape.empty()) {
+        if (read.shape.size() != 1 || elements(input->shape) != elements(read.shape)) {
+          refuse("'" + name + "' is not one flat list of the values of shape " + json(input->shape).dump());
+        }
+        read.shape = input->shape;
+        if (read.shape.size() == 2 && !given) given = read.shape[1];
+      } else {
+        read.shape.insert(read.shape.begin(), 1);
+        if (read.shape.size() == 2 && !loose) loose = read.shape[1];
+      }
+      row.inputs.emplace_back(name, std::move(read));
+    }
+    row.tokens = loose ? *loose : given ? *given : 1;
+    found.push_back(std::move(row));
+  }
+  return found;
+}
+
+// The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is.
+Row padded(const Job& job, Row row) {
+  std::vector<std::pair<std::string, Values>*> loose;  // an input whose shape the job gives is whole already
+  int64_t longest = 0;
+  for (auto& one : row.inputs) {
+    const Input* input = declared(job.signature, one.first);
+    if (input != nullptr && !input->shape.empty()) continue;
+    if (one.second.shape.size() != 2) return row;
+    longest = std::max(longest, one.second.shape[1]);
+    loose.push_back(&one);
+  }
+  if (job.fixed_lengths.empty() || loose.empty()) return row;
+  auto length = std::find_if(job.fixed_lengths.begin(), job.fixed_lengths.end(), [&](auto one) { return one >= longest; });
+  if (length == job.fixed_lengths.end()) {
+    refuse("a row is longer than the model's fixed length " + std::to_string(job.fixed_lengths.back()));
+  }
+  for (auto* one : loose) {
+    const int64_t fill = one->first == "input_ids" ? job.pad_id : 0;
+    Values& values = one->second;
+    if (!values.whole.empty()) {
+      values.whole.resize(*length, fill);
+    } else {
+      values.fractional.resize(*length, static_cast<double>(fill));
+    }
+    values.shape[1] = *length;
+  }
+  row.tokens = *length;
+  return row;
+}
+
+Job checked(const json& job, const std::string& runtime) {
+  if (!job.is_object() || job.value("schema", json()) != json(kSchema)) refuse(std::string("not a job of schema ") + kSchema);
+  const bool describes = job.value("phase", json()) == json("describe");
+  std::set<std::string> required{"schema", "phase", "runtime", "model", "threads"};
+  if (!describes) required.insert("rows");
+  check_fields(job, required, {"signature", "fixed_lengths", "pad_id", "cpu_affinity", "runs"});
+  Job found;
+  const std::vector<std::string> phases{"describe", "load", "memory", "outputs", "time"};
+  if (std::find(phases.begin(), phases.end(), job["phase"]) == phases.end()) {
+    refuse("unknown phase " + job["phase"].dump() + " (known: " + joined(phases) + ")");
+  }
+  found.phase = job["phase"];
+  if (job["runtime"] != json(runtime)) {
+    const std::string asked = job["runtime"].is_string() ? job["runtime"].get<std::string>() : job["runtime"].dump();
+    throw RunnerError("unavailable", "no runtime '" + asked + "' here (known: " + runtime + ")");
+  }
+  found.runtime = job["runtime"];
+  if (!job["model"].is_string() || job["model"].get_ref<const std::string&>().empty()) {
+    refuse("model is not the name of a file: " + job["model"].dump());
+  }
+  found.model = job["model"];
+  found.threads = positive(job, "threads");
+  if (job.contains("runs")) found.runs = positive(job, "runs");
+  if (job.contains("pad_id")) {
+    if (!is_whole(job["pad_id"])) refuse("pad_id is not a whole number: " + job["pad_id"].dump());
+    found.pad_id = job["pad_id"];
+  }
+  if (job.contains("fixed_lengths")) {
+    const json& lengths = job["fixed_lengths"];
+    bool good = is_whole_list(lengths, 1);
+    if (good) {
+      found.fixed_lengths = lengths.get<std::vector<int64_t>>();
+      good = std::is_sorted(found.fixed_lengths.begin(), found.fixed_lengths.end(), std::less_equal<>());
+    }
+    if (!good) refuse("fixed_lengths is not a list of ascending positive whole numbers: " + lengths.dump());
+  }
+  if (job.contains("cpu_affinity") && !job["cpu_affinity"].is_null()) {
+    const json& processors = job["cpu_affinity"];
+    if (processors.empty() || !is_whole_list(processors, 0)) {
+      refuse("cpu_affinity is neither null nor a list of processors: " + processors.dump());
+    }
+    found.cpu_affinity = processors.get<std::vector<int>>();
+  }
+  found.signature = job.contains("signature")
+                        ? signature_of(job["signature"])
+                        : std::vector<Input>{{"input_ids", Dtype::int64, {}}, {"attention_mask", Dtype::int64, {}}};
+  if (!describes) {
+    found.rows = job["rows"];
+    read_rows(found.rows, found);
+  }
+  return found;
+}
+
+// --- what the kernel tells ---
+
+std::string text_of(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream content;
+  content << file.rdbuf();
+  std::string text = file ? content.str() : "";
+  while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
+  return text;
+}
+
+std::optional<int64_t> number_of(const std::string& path) {
+  const std::string text = text_of(path);
+  char* end = nullptr;
+  const int64_t value = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0') return std::nullopt;
+  return value;
+}
+
+std::vector<std::string> folders_in(const std::string& path) {
+  std::vector<std::string> found;
+  if (DIR* folder = opendir(path.c_str())) {
+    while (const dirent* entry = readdir(folder)) {
+      if (entry->d_name[0] != '.') found.push_back(path + "/" + entry->d_name);
+    }
+    closedir(folder);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+// Processor time of all processes (and time stolen by other guests) since boot, proc(5).
+std::optional<int64_t> machine_busy_ns() {
+  std::ifstream file("/proc/stat");
+  std::string label;
+  int64_t user, nice, system, idle, iowait, irq, softirq, steal;
+  if (!(file >> label >> user >> nice >> system >> idle >> iowait >> irq >> softirq >> steal)) return std::nullopt;
+  return (user + nice + system + irq + softirq + steal) * (1'000'000'000 / sysconf(_SC_CLK_TCK));
+}
+
+// Resets VmHWM to the present resident size: proc(5), writing 5 to clear_refs.
+bool reset_peak() {
+  std::ofstream file("/proc/self/clear_refs");
+  return static_cast<bool>(file << "5" << std::flush);
+}
+
+// Bytes of VmRSS, VmHWM, RssAnon and RssFile.
+std::map<std::string, int64_t> memory() {
+  std::map<std::string, int64_t> found;
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    const auto colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const std::string name = line.substr(0, colon);
+    if (name == "VmRSS" || name == "VmHWM" || name == "RssAnon" || name == "RssFile") {
+      found[name] = std::strtoll(line.c_str() + colon + 1, nullptr, 10) * 1024;
+    }
+  }
+  if (!found.count("VmRSS") || !found.count("VmHWM")) {
+    throw RunnerError("failed", "the kernel does not tell the resident memory (/proc/self/status)");
+  }
+  return found;
+}
+
+json above(const std::map<std::string, int64_t>& before, const std::map<std::string, int64_t>& after, bool reset) {
+  const int64_t baseline = before.at("VmRSS");
+  json found{{"baseline_bytes", baseline},
+             {"peak_bytes", after.at("VmHWM")},
+             {"peak_above_bytes", std::max<int64_t>(0, after.at("VmHWM") - baseline)},
+             {"peak_reset", reset}};
+  for (const auto& [name, key] : {std::pair{"RssAnon", "anonymous_above_bytes"}, {"RssFile", "file_above_bytes"}}) {
+    if (after.count(name) && before.count(name)) found[key] = after.at(name) - before.at(name);
+  }
+  return found;
+}
+
+// A reading: of RAPL's counters in microjoules with the value each wraps at, or of a battery's power in watts.
+struct Energy {
+  std::string source;
+  std::map<std::string, std::pair<int64_t, int64_t>> counters;
+  double watts = 0;
+};
+
+// RAPL's packages (readable by root on most kernels), or a battery that discharges, or nothing.
+std::optional<Energy> energy() {
+  const char* given = std::getenv("EDGEKD_SYSFS");  // a test gives another folder
+  const std::string sysfs = given != nullptr ? given : "/sys";
+  Energy found;
+  for (const auto& zone : folders_in(sysfs + "/class/powercap")) {
+    if (text_of(zone + "/name").rfind("package", 0) != 0) continue;  // its parts are counted in it
+    const auto value = number_of(zone + "/energy_uj"), wraps = number_of(zone + "/max_energy_range_uj");
+    if (value && wraps) found.counters[zone] = {*value, *wraps};
+  }
+  if (!found.counters.empty()) {
+    found.source = "rapl";
+    return found;
+  }
+  for (const auto& battery : folders_in(sysfs + "/class/power_supply")) {
+    if (text_of(battery + "/status") != "Discharging") continue;
+    const auto microamperes = number_of(battery + "/current_now"), microvolts = number_of(battery + "/voltage_now");
+    if (!microamperes || !microvolts) continue;
+    found.source = "battery";
+    found.watts = std::abs(static_cast<double>(*microamperes)) * static_cast<double>(*microvolts) / 1e12;
+    return found;
+  }
+  return std::nullopt;
+}
+
+// Microjoules between two readings; of a battery, the mean of the two powers times the time.
+json spent(const std::optional<Energy>& before, const std::optional<Energy>& after, int64_t wall_ns) {
+  if (!before || !after || before->source != after->source || before->counters.size() != after->counters.size()) {
+    return nullptr;
+  }
+  if (before->source == "battery") {
+    const double uj = (before->watts + after->watts) / 2 * static_cast<double>(wall_ns) / 1e3;
+    return {{"source", "battery"}, {"uj", std::llround(uj)}};
+  }
+  int64_t uj = 0;
+  for (const auto& [name, reading] : after->counters) {
+    const auto start = before->counters.find(name);
+    if (start == before->counters.end()) return nullptr;
+    const int64_t difference = reading.first - start->second.first;
+    uj += difference >= 0 ? difference : difference + reading.second;
+  }
+  return {{"source", "rapl"}, {"uj", uj}};
+}
+
+void stay_on(const std::vector<int>& processors) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int one : processors) {
+    if (one >= CPU_SETSIZE) refuse("cpu_affinity: there is no processor " + std::to_string(one));
+    CPU_SET(one, &set);
+  }
+  if (sched_setaffinity(0, sizeof set, &set) != 0) {
+    throw RunnerError("failed", std::string("cpu_affinity: ") + std::strerror(errno));
+  }
+}
+
+json affinity() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return nullptr;
+  json found = json::array();
+  for (int one = 0; one < CPU_SETSIZE; ++one) {
+    if (CPU_ISSET(one, &set)) found.push_back(one);
+  }
+  return found;
+}
+
+// --- phases ---
+
+struct Batch {
+  std::vector<std::unique_ptr<Prepared>> inputs;
+  std::vector<int64_t> lengths;  // as fed
+  std::vector<int64_t> sizes;    // as given
+
+  json tokens() const { return std::set<int64_t>(lengths.begin(), lengths.end()); }
+};
+
+Batch prepared(const Job& job, Model& model, const json& rows) {
+  Batch batch;
+  for (auto& row : read_rows(rows, job)) {
+    batch.sizes.push_back(row.tokens);
+    const Row fed = padded(job, std::move(row));
+    batch.lengths.push_back(fed.tokens);
+    batch.inputs.push_back(model.prepare(fed));
+  }
+  return batch;
+}
+
+// Row-major values as nested lists.
+json nested(const Output& output, std::size_t axis, std::size_t& at) {
+  if (axis == output.shape.size()) {
+    const double value = output.values.at(at++);
+    if (!std::isfinite(value)) throw RunnerError("failed", "the model's output has a number that is not finite");
+    return value;
+  }
+  json found = json::array();
+  for (int64_t i = 0; i < output.shape[axis]; ++i) found.push_back(nested(output, axis + 1, at));
+  return found;
+}
+
+// Logits of every row; where a padded row has one set per token, those of the padding are cut off.
+json answers(const Job& job, Model& model, const json& rows) {
+  Batch batch = prepared(job, model, rows);
+  json found = json::array();
+  for (std::size_t i = 0; i < batch.inputs.size(); ++i) {
+    model.call(*batch.inputs[i]);
+    Output output = model.output();
+    if (output.shape.empty()) throw RunnerError("failed", "the model's output has no batch dimension");
+    std::size_t at = 0;
+    json logits = nested(output, 1, at);
+    if (batch.sizes[i] < batch.lengths[i] && logits.is_array() && !logits.empty() && logits[0].is_array() &&
+        static_cast<int64_t>(logits.size()) > batch.sizes[i]) {
+      logits.erase(logits.begin() + batch.sizes[i], logits.end());
+    }
+    found.push_back(std::move(logits));
+  }
+  return found;
+}
+
+json block(Model& model, Batch& batch, const json& request) {
+  const auto nanoseconds = [&](const char* name) { return request[name].get<double>() * 1e9; };
+  const double warmup_runs = request["warmup_runs"], min_runs = request["min_runs"];
+  const double warmup = nanoseconds("warmup_seconds"), needed = nanoseconds("min_seconds"), limit = nanoseconds("max_seconds");
+  const std::size_t count = batch.inputs.size();
+  const int64_t began = clock_ns();
+  std::size_t warm = 0;
+  while (static_cast<double>(warm) < warmup_runs || static_cast<double>(clock_ns() - began) < warmup) {
+    model.call(*batch.inputs[warm % count]);
+    ++warm;
+    if (static_cast<double>(clock_ns() - began) > limit) break;
+  }
+  std::vector<int64_t> samples;
+  samples.reserve(static_cast<std::size_t>(std::min(std::max(min_runs, 4096.0), 1e6)));
+  const auto before_energy = energy();
+  const auto busy = machine_busy_ns();
+  const int64_t cpu = process_ns(), start = clock_ns();
+  std::size_t next = 0;
+  while (true) {
+    Prepared& one = *batch.inputs[next];
+    if (++next == count) next = 0;
+    const int64_t before = clock_ns();
+    model.call(one);
+    const int64_t after = clock_ns();
+    samples.push_back(after - before);
+    const auto elapsed = static_cast<double>(after - start);
+    if ((static_cast<double>(samples.size()) >= min_runs && elapsed >= needed) || elapsed > limit) break;
+  }
+  const int64_t wall = clock_ns() - start, used = process_ns() - cpu;
+  const auto busy_after = machine_busy_ns();
+  const auto after_energy = energy();
+  return {{"answer", "block"},
+          {"tokens", batch.tokens()},
+          {"samples_ns", samples},
+          {"warmup", {{"runs", warm}, {"seconds", static_cast<double>(start - began) / 1e9}}},
+          {"wall_ns", wall},
+          {"cpu_ns", used},
+          {"machine_busy_ns", busy && busy_after ? json(*busy_after - *busy) : json(nullptr)},
+          {"cpus", sysconf(_SC_NPROCESSORS_ONLN)},
+          {"energy", spent(before_energy, after_energy, wall)}};
+}
+
+json answer_request(const Job& job, Model& model, const json& request) {
+  if (!request.is_object() || request.value("schema", json()) != json(kSchema)) {
+    refuse(std::string("not a request of schema ") + kSchema);
+  }
+  const std::vector<std::string> numbers{"warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds"};
+  const json asked = request.value("request", json());
+  std::set<std::string> fields{"schema", "request", "rows"};
+  if (asked == json("block")) {
+    fields.insert(numbers.begin(), numbers.end());
+  } else if (asked == json("profile")) {
+    fields.insert("runs");
+  } else if (asked != json("outputs")) {
+    refuse("unknown request " + asked.dump() + " (known: block, outputs, profile)");
+  }
+  check_fields(request, fields, {});
+  if (asked == json("outputs")) return {{"answer", "outputs"}, {"logits", answers(job, model, request["rows"])}};
+  if (asked == json("profile")) {
+    const int runs = positive(request, "runs");
+    Batch batch = prepared(job, model, request["rows"]);
+    return {{"answer", "profile"}, {"operators", model.profile(batch.inputs, runs)}};
+  }
+  for (const auto& name : numbers) {
+    if (!request[name].is_number() || request[name].get<double>() < 0) {
+      refuse("a block needs the numbers " + joined(numbers) + ", none negative");
+    }
+  }
+  Batch batch = prepared(job, model, request["rows"]);
+  return block(model, batch, request);
+}
+
+// --- the wire ---
+
+class Wire {
+ public:
+  // Vendors print to stdout; only documents may go there: what was stdout is kept, and stdout becomes stderr.
+  Wire() : file_(fdopen(dup(STDOUT_FILENO), "w")) { dup2(STDERR_FILENO, STDOUT_FILENO); }
+
+  void send(json document) {
+    document["schema"] = kSchema;
+    document["version"] = kVersion;
+    const std::string text = document.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+    std::fwrite(text.data(), 1, text.size(), file_);
+    std::fflush(file_);
+  }
+
+  int fail(const std::string& kind, const std::string& message) {
+    std::string line;
+    for (const char one : message) {  // one line, and no more of it than a reader wants
+      const bool space = std::isspace(static_cast<unsigned char>(one));
+      if (!space) {
+        line += one;
+      } else if (!line.empty() && line.back() != ' ') {
+        line += ' ';
+      }
+    }
+    send({{"error", {{"kind", kind}, {"message", line.substr(0, 500)}}}});
+    return 1;
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+json parsed(const std::string& line) {
+  try {
+    return json::parse(line);
+  } catch (const json::parse_error& error) {
+    refuse(std::string("not one line of JSON (") + error.what() + ")");
+  }
+}
+
+// The folder of this program, where its runtime.so lies.
+std::string own_folder() {
+  char path[4096];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (size <= 0) return ".";
+  const std::string whole(path, static_cast<std::size_t>(size));
+  return whole.substr(0, whole.rfind('/'));
+}
+
+Runtime& open_runtime() {
+  const std::string path = own_folder() + "/runtime.so";
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  if (library == nullptr) throw RunnerError("unavailable", std::string("the runtime cannot be opened: ") + dlerror());
+  auto* entry = reinterpret_cast<decltype(&edgekd_open_runtime)>(dlsym(library, "edgekd_open_runtime"));
+  Runtime* runtime = entry != nullptr ? entry() : nullptr;
+  if (runtime == nullptr) throw RunnerError("unavailable", path + " is no runtime of this runner");
+  return *runtime;
+}
+
+int serve(Wire& wire) {
+  std::string line;
+  std::getline(std::cin, line);
+  const Job job = checked(parsed(line), EDGEKD_RUNTIME);
+  if (!job.cpu_affinity.empty()) stay_on(job.cpu_affinity);
+  const int64_t began = clock_ns();
+  Runtime& runtime = open_runtime();
+  const int64_t imported = clock_ns();
+  struct stat status {};
+  if (stat(job.model.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) refuse("no such model file: " + job.model);
+  const bool reset = reset_peak();
+  const auto before = memory();
+  const int64_t start = clock_ns();
+  const std::unique_ptr<Model> model = runtime.load(job);
+  const int64_t loaded = clock_ns();
+  json observed{{"runtime", job.runtime},
+                {"versions", runtime.versions()},
+                {"runner", "native"},
+                {"cpu_affinity", affinity()},
+                {"tokens", json::array()}};
+  observed.update(model->observed());
+  json answer{{"phase", job.phase}, {"import_ns", imported - began}, {"load_ns", loaded - start}};
+  if (job.phase == "describe") {
+    answer["inputs"] = json::array();
+    for (const auto& one : model->describe()) {
+      answer["inputs"].push_back({{"name", one.name}, {"dtype", name_of(one.dtype)}, {"shape", one.shape}});
+    }
+  } else {
+    Batch batch = prepared(job, *model, job.rows);
+    observed["tokens"] = batch.tokens();
+    const int64_t first = clock_ns();
+    model->call(*batch.inputs[0]);
+    answer["first_inference_ns"] = clock_ns() - first;
+    if (job.phase == "memory") {
+      for (int number = 0; number < job.runs; ++number) model->call(*batch.inputs[number % batch.inputs.size()]);
+      answer["memory"] = above(before, memory(), reset);
+      answer["memory"]["runs"] = job.runs;
+    }
+    if (job.phase == "outputs") answer["logits"] = answers(job, *model, job.rows);
+  }
+  answer["observed"] = observed;
+  wire.send(answer);
+  if (job.phase == "time") {
+    while (std::getline(std::cin, line)) wire.send(answer_request(job, *model, parsed(line)));
+  }
+  return 0;
+}
+
+}  // namespace
+
+// --- what runtimes use ---
+
+Dtype dtype_of(const std::string& name) {
+  if (name == "int64") return Dtype::int64;
+  if (name == "int32") return Dtype::int32;
+  if (name == "float32") return Dtype::float32;
+  refuse("unknown dtype: " + name + " (known: float32, int32, int64)");
+}
+
+const char* name_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::int64: return "int64";
+    case Dtype::int32: return "int32";
+    case Dtype::float32: return "float32";
+    case Dtype::int8: return "int8";
+    case Dtype::uint8: return "uint8";
+    case Dtype::other: break;
+  }
+  return "unknown";
+}
+
+std::size_t bytes_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::int64: return 8;
+    case Dtype::int32:
+    case Dtype::float32: return 4;
+    default: return 1;
+  }
+}
+
+std::size_t elements(const std::vector<int64_t>& shape) {
+  std::size_t count = 1;
+  for (const int64_t size : shape) count *= static_cast<std::size_t>(size);
+  return count;
+}
+
+std::vector<std::byte> Values::as(Dtype dtype) const {
+  std::vector<std::byte> bytes(elements(shape) * bytes_of(dtype));
+  const auto fill = [&](auto* out) {
+    using Number = std::remove_pointer_t<decltype(out)>;
+    for (std::size_t i = 0; i < whole.size(); ++i) out[i] = static_cast<Number>(whole[i]);
+    for (std::size_t i = 0; i < fractional.size(); ++i) out[i] = static_cast<Number>(fractional[i]);
+  };
+  switch (dtype) {
+    case Dtype::int64: fill(reinterpret_cast<int64_t*>(bytes.data())); break;
+    case Dtype::int32: fill(reinterpret_cast<int32_t*>(bytes.data())); break;
+    case Dtype::float32: fill(reinterpret_cast<float*>(bytes.data())); break;
+    case Dtype::int8: fill(reinterpret_cast<int8_t*>(bytes.data())); break;
+    case Dtype::uint8: fill(reinterpret_cast<uint8_t*>(bytes.data())); break;
+    case Dtype::other: throw RunnerError("failed", "the model has an input of a type that no job can give");
+  }
+  return bytes;
+}
+
+const Values& Row::at(const std::string& name) const {
+  std::vector<std::string> names;
+  for (const auto& [own, values] : inputs) {
+    if (own == name) return values;
+    names.push_back(own);
+  }
+  refuse("the model wants an input '" + name + "' that the rows do not have (" + joined(names) + ")");
+}
+
+json Model::profile(std::vector<std::unique_ptr<Prepared>>&, int) {
+  throw RunnerError("unavailable", std::string("this runner has no profiler for ") + EDGEKD_RUNTIME);
+}
+
+int run_wire() {
+  Wire wire;
+  try {
+    return serve(wire);
+  } catch (const RunnerError& error) {
+    return wire.fail(error.kind, error.what());
+  } catch (const std::exception& error) {
+    return wire.fail("failed", error.what());
+  }
+}
+
+}  // namespace edgekd
+
+int main() {
+  const int code = edgekd::run_wire();
+  std::fflush(stderr);
+  _exit(code);  // vendor runtimes may crash in their own exit handlers; the answer is out
+}
