@@ -226,3 +226,69 @@ def test_a_model_of_two_files_is_measured(data, export, tmp_path) -> None:  # ty
         assert row["golden"]["agreement"] == 1 and row["golden"]["max_abs_delta"] < 1e-2  # constants are halves here
         assert "backend_differs" not in row["flags"] and "threads_differ" not in row["flags"]
     assert [row["fed_tokens"] for row in facts["summaries"]] == [[3], [9]]
+
+
+def test_more_is_measured_where_it_is_asked_for(data, export, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A sustained run, time by operator, and the test split on the device."""
+    parents = {"data": data, "onnx-fp32": export("onnx", "fp32")}
+    asked = ("bench.sustained_seconds=0.5", "bench.profile=true", "bench.verify=test")
+    facts, _ = run(parents, tmp_path / "out", *asked)
+    lines = measurement.read(tmp_path / "out" / "measurements.jsonl")
+    longest = next(line for line in lines if line.requested["length"] == "max")
+    assert sum(longest.sustained["samples_ns"]) >= 0.3e9  # half a second, less what is between two inferences
+    row = next(row for row in facts["summaries"] if row["length"] == "max")
+    assert row["drift"] == results.drift(longest.sustained) > 0
+    assert {one["type"] for one in longest.operators} and all(one["ns"] >= 0 for one in longest.operators)
+    examples = [line for line in (data.path / "test.jsonl").read_text().splitlines() if line]
+    assert row["test"]["samples"] == len(examples)
+    assert 0 <= row["test"]["metrics"]["accuracy"] <= 1 and "agreement" not in row["test"]  # there is no Program here
+
+
+def test_drift_is_the_last_tenth_over_the_first() -> None:
+    assert results.drift({"samples_ns": [100] * 10 + [130] * 80 + [150] * 10}) == 1.5
+    assert results.drift({"samples_ns": [1] * 9}) is None and results.drift({}) is None
+
+
+def test_energy_is_of_one_inference() -> None:
+    block = {"samples_ns": [1] * 10, "energy": {"source": "rapl", "uj": 500.0}}
+    assert results.energy_uj([block, block]) == 50.0
+    assert results.energy_uj([block, {**block, "energy": None}]) is None and results.energy_uj([]) is None
+
+
+def test_a_device_that_goes_away_keeps_what_it_gave_and_does_not_hold_up_the_others(
+    data,  # type: ignore[no-untyped-def]
+    export,
+    tmp_path,
+    monkeypatch,
+) -> None:
+    """It is asked once whether it is there; then nothing more is tried on it, and the next device is measured."""
+    from edgekd.bench.transports import local
+    from edgekd.errors import DeviceError
+
+    asked: list[bytes] = []
+    answer = local.LocalWorker.ask
+
+    def dies(self: Any, line: bytes, *, timeout: float) -> bytes:
+        if self._name == "far" and b'"block"' in line:
+            asked.append(line)
+            if len(asked) > 3:
+                raise DeviceError("the connection was lost", where="far")
+        return answer(self, line, timeout=timeout)
+
+    def gone(self: Any) -> dict[str, Any]:
+        if len(asked) > 3:
+            raise DeviceError("is offline", where="far")
+        return {"machine": "x"}
+
+    monkeypatch.setattr(local.LocalWorker, "ask", dies)
+    monkeypatch.setattr(local.Local, "probe", lambda self: gone(self) if self._name == "far" else {"machine": "y"})
+    (tmp_path / "far.yaml").write_text("name: far\ntransport: local\nrunner: linux/python/edgekd_runner.py\n")
+    parents = {"data": data, "onnx-fp32": export("onnx", "fp32"), "onnx-w8a8": export("onnx", "w8a8")}
+    facts, seen = run(parents, tmp_path / "out", f"bench.devices=[{tmp_path / 'far.yaml'}, local]")
+    far = [row for row in facts["summaries"] if row["device"] == "far"]
+    assert {row["error"] for row in far} == {"far: the connection was lost.", "far: is offline."}
+    assert len(asked) == 4
+    lines = [line for line in measurement.read(tmp_path / "out" / "measurements.jsonl") if line.device == "far"]
+    assert sum(len(block) for line in lines for block in line.latency_ns) == 30  # three blocks came back
+    assert all(row["error"] is None for row in facts["summaries"] if row["device"] == "local")
+    assert seen[-1][0] == seen[-1][1]
