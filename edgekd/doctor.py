@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import pipeline, registry
+from edgekd.bench import devices, runners, stage
+from edgekd.errors import Environment
 from edgekd.quantize import scheme
 from edgekd.recipe import Recipe
 
@@ -65,6 +67,7 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     if loaded is None:
         return rows
     recipe, folder = loaded
+    rows += [_device(name, recipe) for name in recipe.bench.devices if recipe.bench.enabled]
     planned = pipeline.plan(recipe, folder)
     runs = [p.step.id for p in planned if p.status == "run"]
     rows.append(_row("plan", "ok", f"{len(planned) - len(runs)} steps made, {len(runs)} to run"))
@@ -82,6 +85,21 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
         _row(*finding) for finding in distillation.examine(recipe, data, teach, baseline, list(scheme.SCHEMES.values()))
     ]
     return rows
+
+
+def _device(name: str, recipe: Recipe) -> dict[str, str]:
+    """Whether a device answers, and has the runners that the recipe's targets need."""
+    device = devices.load(name)
+    wanted = [target for target in recipe.export.targets if device.runtimes is None or target in device.runtimes]
+    try:
+        for target in wanted:
+            runners.files(device, target)
+        found = stage.probe(device)
+    except Environment as error:
+        return _row(f"device {device.name}", "missing", str(error))
+    what = ", ".join(str(found[key]) for key in ("cpu", "machine") if found.get(key))
+    left = sorted({*recipe.export.targets} - {*wanted})
+    return _row(f"device {device.name}", "ok", what + (f"; not for {', '.join(left)}" if left else ""))
 
 
 def _row(what: str, state: str, detail: str) -> dict[str, str]:

@@ -26,6 +26,21 @@ def test_a_healthy_recipe(tiny, tmp_path: Path) -> None:  # type: ignore[no-unty
     assert "MB" in found["student"][0][1]
 
 
+def test_a_device_that_cannot_be_used_is_told_before_the_training(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bare = "transport: local\nrunner: native\nabi: android-arm64\nruntimes: [onnx, litert]\n"
+    (tmp_path / "phone.yaml").write_text(f"name: phone\n{bare}")
+    (tmp_path / "gone.yaml").write_text(
+        "name: gone\ntransport: ssh\nrunner: linux/python/edgekd_runner.py\n"
+        "options: {host: 127.0.0.1, port: 1, connect_timeout_seconds: 3}\n"
+    )
+    names = f"bench.devices=[local, {tmp_path / 'phone.yaml'}, {tmp_path / 'gone.yaml'}]"
+    found = say(tiny.recipe, tmp_path / "run", names)
+    assert found["device local"][0][0] == "ok"
+    state, detail = found["device phone"][0]
+    assert state == "missing" and "is not built" in detail and "build.py --arch android-arm64" in detail
+    assert found["device gone"][0][0] == "missing" and "gone" in found["device gone"][0][1]
+
+
 def test_shuffled_labels_look_like_a_teacher_that_knows_nothing(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny.folder / "teacher", teacher)
