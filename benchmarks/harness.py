@@ -12,7 +12,7 @@ litert    p50 of the native runner against ``ai_edge_litert.tools.benchmark_lite
 Both sides of a comparison take turns, round by round, in an order that changes, so that a loaded machine slows both.
 Printed as one JSON document: the ratios of the rounds' medians, native to other, their mean and its 95 % t-interval.
 Goal: the native runner adds no more than 3 %. (It may be quicker than the Python loop: that calls another build of
-ONNX Runtime, the one inside the Python module.) Times of a loaded machine are no measurements of the models; the ratios are.
+ONNX Runtime, the one inside the Python module.) Times of a loaded machine say nothing of the models; the ratios do.
 The runners have to be built: ``python runtimes/linux/build.py``.
 """
 
