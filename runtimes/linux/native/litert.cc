@@ -186,6 +186,7 @@ class LiteRtRunner : public Model {
       }
       found.push_back(std::move(input));
     }
+    std::sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.name < b.name; });
     return found;
   }
 

@@ -218,7 +218,7 @@ def _litert_lengths(interpreter: Any, observed: dict[str, Any]) -> Model:
     def describe() -> list[dict[str, Any]]:
         return [
             _described(name, np.dtype(one["dtype"]).name, _common([some[name]["shape"].tolist() for some in details]))
-            for name, one in details[0].items()
+            for name, one in sorted(details[0].items())
         ]
 
     return Model(prepare, call, logits, observed, describe)
