@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import platform
@@ -73,8 +74,9 @@ class Server:
     def kill(self) -> None:
         """The listener and every connection, but not what was started through them."""
         for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-            if one is self.process or "sshd" in one.name():
-                one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself, just now
+                if one is self.process or "sshd" in one.name():
+                    one.kill()
         self.process.wait()
 
 
