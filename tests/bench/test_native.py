@@ -408,3 +408,18 @@ def test_the_aarch64_build_answers_the_same(runtime: str, job: dict[str, Any], t
         pytest.skip(f"{QEMU} ended with signal {-code}: qemu 10 or later is needed")
     assert code == 0, found
     np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_whole_bench_runs_without_python_on_the_device(native: Runner, data, export, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The profile `local-native` against `local`: the same files, the same golden answers, nothing but the runner."""
+    from test_bench import run
+
+    parents = {"data": data, "onnx-fp32": export("onnx", "fp32"), "onnx-w8a8": export("onnx", "w8a8", fixed=True)}
+    facts, _ = run(parents, tmp_path / "out", "bench.devices=[local, local-native]")
+    found = {(one["device"], one["scheme"], one["length"]): one for one in facts["summaries"]}
+    assert len(found) == 8 and not facts["failed"]
+    for (_, scheme, length), one in found.items():
+        python = found["local", scheme, length]
+        assert one["golden"] == python["golden"] and one["golden"]["agreement"] == 1
+        assert one["fed_tokens"] == python["fed_tokens"]
+        assert one["backend"] == "CPUExecutionProvider" and one["peak_mb"] > 0 and one["load_ms"] > 0
