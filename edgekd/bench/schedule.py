@@ -52,14 +52,14 @@ def steps(
             made += _golden(found, length)
         made += _blocks(found, length, bench, chance)
     last = lengths[-1]
-    if bench.profile:
+    made += _tests(found, last, tests)
+    if bench.sustained_seconds:
+        made += [_sustained(one, last, bench) for one in found]
+    if bench.profile:  # last: where there is no profiler, the runner ends
         made += [
             _request("profile", one, last, {"request": "profile", "rows": list(last.rows[one.name]), "runs": PROFILED})
             for one in found
         ]
-    made += _tests(found, last, tests)
-    if bench.sustained_seconds:
-        made += [_sustained(one, last, bench) for one in found]
     return made
 
 
