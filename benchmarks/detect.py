@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd import registry
 from edgekd.bench import devices, statistics
 from edgekd.bench.transports import local
 from edgekd.measurement import FLAGS
@@ -108,7 +109,7 @@ def main() -> None:
 
 def prepare(folder: Path, slower: float) -> dict[str, tuple[Path, Path]]:
     """Model and runner of each artefact."""
-    runner = devices.data_folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
+    runner = registry.folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
     slow = folder / "slow_runner.py"
     slow.write_text(SLOW.format(runner=str(runner), slower=slower), encoding="utf-8")
     write_model(folder / "one.onnx")

@@ -32,10 +32,10 @@ from typing import Any
 
 from scipy import stats
 
-from edgekd.bench import devices
+from edgekd import registry
 
 SCHEMA = "edgekd/runner/1"
-NATIVE = devices.data_folder("runtimes") / "linux"
+NATIVE = registry.folder("runtimes") / "linux"
 OVERHEAD_GOAL_NS = 5000
 RATIO_GOAL = 0.03
 TOOL = """

@@ -38,17 +38,17 @@ app = typer.Typer(
 )
 
 
-class _RunByDefault(typer.core.TyperGroup):
-    """`edgekd bench X` is `edgekd bench run X`, unless X is another command of the group."""
+class _FirstByDefault(typer.core.TyperGroup):
+    """`edgekd bench X` is `edgekd bench run X`, `run` being the group's first command, unless X is another of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
+            args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
 
 
 bench_app = typer.Typer(
-    cls=_RunByDefault,
+    cls=_FirstByDefault,
     no_args_is_help=True,
     help="Measure on devices, and compare measurements.",
     epilog="Example: edgekd bench runs/banking77 --device local (the command `run` may be left out)",
@@ -56,7 +56,14 @@ bench_app = typer.Typer(
 devices_app = typer.Typer(
     no_args_is_help=True, help="Devices to measure on: list, probe, add.", epilog="Example: edgekd devices list"
 )
+bundle_app = typer.Typer(
+    cls=_FirstByDefault,
+    no_args_is_help=True,
+    help="Make a library that an app drops in, and check one.",
+    epilog="Example: edgekd bundle runs/banking77 --platform linux --target onnx --out intents",
+)
 app.add_typer(bench_app, name="bench")
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(devices_app, name="devices")
 
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or the folder of a run made before.")]
@@ -327,6 +334,52 @@ def bench_baseline(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run 
 
     measured = compare.read(run)
     _json(compare.baseline(measured, created=str(measured[0].environment.get("time", ""))))
+
+
+@bundle_app.command("make", epilog="Example: edgekd bundle runs/banking77 --platform linux --target onnx --out intents")
+def bundle_make(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    platform: Annotated[str, typer.Option("--platform", help="What it is for: linux.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; never overwrites.")],
+    target: Annotated[str | None, typer.Option("--target", help="Runtime; default: the run's first.")] = None,
+    scheme: Annotated[str | None, typer.Option("--scheme", help="Scheme; default: the run's first.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Package name; default: the recipe's.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Private key (PEM) to sign with.")] = None,
+    allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help="Also what failed; it says so.")] = False,
+    as_json: Json = False,
+) -> None:
+    """An artefact that passed, with its library, tokenizer, golden texts and provenance, as a folder for an app."""
+    from edgekd import pipeline
+    from edgekd.bundle import stage
+
+    loaded, folder = _load(run, None, None)
+    result = pipeline.collect(loaded, folder)
+    wanted = [target or loaded.export.targets[0], scheme or next(iter(loaded.quantize.schemes), "fp32")]
+    made = pipeline.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted))
+    found = stage.make(made, platform, out, allow_unverified=allow_unverified, key=key)
+    if as_json:
+        return _json(found)
+    rows = [[part, f"{size / 1e6:.3f} MB"] for part, size in found["parts"].items()]
+    _table(f"bundle: {out}", ["adds to an app", "size"], rows)
+
+
+@bundle_app.command("verify", epilog="Example: edgekd bundle verify intents --key public.pem")
+def bundle_verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A bundle.")],
+    key: Annotated[Path | None, typer.Option("--key", help="Public key (PEM) of its signature.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Whether every file of a bundle is as it was made. Exits with 1 where it is not."""
+    from edgekd.bundle import stage
+
+    found = stage.verify(folder, key)
+    if as_json:
+        _json({"schema": "edgekd/bundle-check/1", **found})
+    else:
+        words = {name: ", ".join(value) or "-" for name, value in found.items() if isinstance(value, list)}
+        rows = [*words.items(), ("signature", found["signature"]), ("whole", str(found["passed"]))]
+        _table(f"bundle: {folder}", ["what", "is"], [list(row) for row in rows])
+    raise typer.Exit(errors.EXIT_OK if found["passed"] else errors.EXIT_GATE)
 
 
 @devices_app.command("list", epilog="Example: edgekd devices list --json")

@@ -24,7 +24,8 @@ from edgekd import artifact, isolate, processes, registry
 from edgekd import recipe as recipes
 from edgekd.artifact import Artifact, Facts
 from edgekd.bench import devices
-from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed
+from edgekd.bundle._contract import App
+from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed, closest
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
 from edgekd.verify import gate
@@ -595,6 +596,41 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
             result.recipe.gate, headline, verify, export, sibling, mine, pairs, reference=reference
         )
     return found
+
+
+def app(result: Result, name: str, artefact: str) -> App:
+    """One artefact of a finished run as a bundle takes it; raises BadInput for an unknown or unmade one."""
+    found = {one: (target, scheme) for one, target, scheme in artifacts_of(result)}
+    export = result.steps.get(f"export-{artefact}")
+    if artefact not in found or export is None:
+        made = [one for one in found if f"export-{one}" in result.steps]
+        todo = f"Known: {', '.join(made) or 'none'}.{closest(artefact, made)}"
+        raise BadInput(f"the run has no artefact '{artefact}'", where=str(result.folder), todo=todo)
+    verify, data = result.facts(f"verify-{artefact}"), result.facts("data") or {}
+    from edgekd import __version__
+
+    recipe = result.recipe
+    return App(
+        name=name,
+        task=recipe.task,
+        target=found[artefact][0],
+        scheme=found[artefact][1],
+        artifact=export.path,
+        export=dict(export.facts),
+        labels=tuple(data.get("labels", [])),
+        pad_id=(result.facts("quantize-fp32") or {}).get("pad_token_id", 0),
+        bound=verify["golden"]["bound"] if verify else 0.0,
+        verdict=verdicts(result)[artefact],
+        measured=verify or {},
+        provenance={
+            "edgekd": __version__,
+            "recipe": artifact.sha256_json(recipe.model_dump(mode="json")),
+            "teacher": Path(recipe.teacher.model).name if recipe.teacher.model else None,
+            "data": {"digest": result.steps["data"].digest, "rows": dict(data.get("rows", {}))},
+            "artifact": export.digest,
+            "tools": artifact.read_json(export.path / artifact.MANIFEST)["tools"],
+        },
+    )
 
 
 def report(result: Result) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 ``edgekd/targets/onnx.py`` is the target ``onnx``; ``edgekd/tasks/text_classification.py`` is the task
 ``text-classification``. Third parties add names through the entry-point groups ``edgekd.tasks``,
-``edgekd.losses``, ``edgekd.targets`` and ``edgekd.transports``. A name is looked up before anything is
-imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
+``edgekd.losses``, ``edgekd.targets``, ``edgekd.transports`` and ``edgekd.platforms``. A name is looked up before
+anything is imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import BadInput, closest
+from edgekd.errors import BadInput, Environment, closest
 
 GROUPS = {
     "tasks": "edgekd.tasks",
     "losses": "edgekd.losses",
     "targets": "edgekd.targets",
     "transports": "edgekd.bench.transports",
+    "platforms": "edgekd.bundle",
 }
 
 
@@ -57,3 +58,12 @@ def load(group: str, name: str) -> Any:
         f"unknown {group.removesuffix('s')} '{name}'",
         todo=f"Known: {', '.join(known) or 'none'}.{closest(name, known)}",
     )
+
+
+def folder(name: str) -> Path:
+    """``devices`` or ``runtimes``, which are no modules: in the checkout, or in the installed package."""
+    package = Path(__file__).resolve().parent
+    for found in (package / "_data" / name, package.parent / name):
+        if found.is_dir():
+            return found
+    raise Environment(f"the folder '{name}' is missing from this installation", todo="Install edgekd again.")

@@ -16,7 +16,7 @@ LIGHT = (
     "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
     "bench.stage", "bench.statistics", "bench.devices", "bench.compare", "bench.formats",
     "report.build", "report.render", "report.plots", "report.latency",
-    "bench.transports.ssh", "bench.transports.adb",
+    "bench.transports.ssh", "bench.transports.adb", "bundle.stage", "bundle.linux",
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
 )  # fmt: skip

@@ -15,7 +15,8 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from edgekd.errors import BadInput, Environment, closest
+from edgekd import registry
+from edgekd.errors import BadInput, closest
 from edgekd.recipe import Section
 
 SUFFIXES = (".yaml", ".yml")
@@ -66,23 +67,14 @@ class Device(Section):
     sources: list[str] = Field(default_factory=list, description="Where the facts of this profile come from.")
 
 
-def data_folder(name: str) -> Path:
-    """``devices`` or ``runtimes``: in the checkout, or in the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_data" / name, package.parent / name):
-        if folder.is_dir():
-            return folder
-    raise Environment(f"the folder '{name}' is missing from this installation", todo="Install edgekd again.")
-
-
 def known() -> list[str]:
     """Names of the profiles that come with edgekd."""
-    return sorted(path.stem for path in data_folder("devices").glob("*.yaml"))
+    return sorted(path.stem for path in registry.folder("devices").glob("*.yaml"))
 
 
 def load(name: str) -> Device:
     """The profile called ``name``, or the one in a YAML file; raises BadInput that names file and field."""
-    path = Path(name) if name.endswith(SUFFIXES) else data_folder("devices") / f"{name}.yaml"
+    path = Path(name) if name.endswith(SUFFIXES) else registry.folder("devices") / f"{name}.yaml"
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

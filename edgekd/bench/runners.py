@@ -11,7 +11,8 @@ import platform
 import sys
 from pathlib import Path
 
-from edgekd.bench.devices import Device, data_folder
+from edgekd import registry
+from edgekd.bench.devices import Device
 from edgekd.errors import DeviceError
 
 NATIVE = ("onnx", "litert", "executorch")  # runtimes that have a C++ runner
@@ -24,7 +25,7 @@ def abi(device: Device) -> str:
 
 def build_folder() -> Path:
     """Where the native runners are: ``build/<abi>/<runtime>/`` holds one program and its libraries."""
-    return data_folder("runtimes") / "linux" / "build"
+    return registry.folder("runtimes") / "linux" / "build"
 
 
 def files(device: Device, runtime: str) -> dict[str, Path]:
@@ -32,7 +33,7 @@ def files(device: Device, runtime: str) -> dict[str, Path]:
     if device.runner == "browser":
         return {}
     if device.runner != "native":
-        return {"runner": data_folder("runtimes") / device.runner}
+        return {"runner": registry.folder("runtimes") / device.runner}
     if runtime not in NATIVE:
         raise DeviceError(f"not measured: there is no native runner for {runtime}", where=device.name)
     folder = build_folder() / abi(device) / runtime

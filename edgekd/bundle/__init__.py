@@ -1,1 +1,1 @@
-"""The room for app integration builds (Android, iOS, web, Linux). Nothing is here yet, and no command pretends so."""
+"""The room for app integration builds: a verified artefact with the library that an app drops in."""

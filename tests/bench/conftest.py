@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from _embedding_sum import WORDS, logits_of, row, write_onnx, write_tokenizer
 
-from edgekd import artifact
-from edgekd.bench import devices
+from edgekd import artifact, registry
 
-RUNNER = devices.data_folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
+RUNNER = registry.folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
 
 
 @pytest.fixture(scope="session")

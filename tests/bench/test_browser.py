@@ -32,7 +32,7 @@ from edgekd.bench.transports import browser
 from edgekd.bench.transports.browser import Browser
 from edgekd.errors import BadInput, DeviceError
 
-WEB = devices.data_folder("runtimes") / "web"
+WEB = registry.folder("runtimes") / "web"
 SCHEMA = "edgekd/runner/1"
 BLOCK = {
     "schema": SCHEMA,

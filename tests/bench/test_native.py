@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from _embedding_sum import TABLE_VC, logits_of, row, write_onnx, write_small
 
-from edgekd.bench import devices, runners
+from edgekd import registry
+from edgekd.bench import runners
 
 SCHEMA = "edgekd/runner/1"
-BUILD = devices.data_folder("runtimes") / "linux" / "build.py"
+BUILD = registry.folder("runtimes") / "linux" / "build.py"
 QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
 BLOCK = {

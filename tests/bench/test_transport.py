@@ -158,7 +158,7 @@ def test_devices_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\ntransport: local\nrunner: linux/python/edgekd_runner.py\n")
     assert devices.load(str(tmp_path / "mine.yaml")).name == "mine"
     for name in ("devices", "runtimes"):
-        assert devices.data_folder(name).is_dir()
+        assert registry.folder(name).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,6 @@ def test_every_profile_that_comes_with_edgekd_is_whole(name: str) -> None:
     numbers = [cpu for cluster in device.clusters for cpu in cluster.cpus]
     assert sorted(numbers) == list(range(len(numbers)))
     assert set(device.cpu_affinity or ()) <= set(numbers or device.cpu_affinity or ())
-    assert device.runner in ("native", "browser") or (devices.data_folder("runtimes") / device.runner).is_file()
+    assert device.runner in ("native", "browser") or (registry.folder("runtimes") / device.runner).is_file()
     if device.transport not in ("local", "browser") and not device.emulated and "loopback" not in name:
         assert device.sources, "facts about somebody else's device say where they come from"

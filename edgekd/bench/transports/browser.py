@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
+from edgekd import registry
 from edgekd.artifact import Facts
 from edgekd.bench import devices
 from edgekd.bench.devices import Device
@@ -74,7 +75,7 @@ class Options(Section):
 def connect(device: Device) -> Browser:
     """Start server and browser; raises DeviceError where Playwright, a browser or the runtimes are missing."""
     options: Options = devices.options(device, Options)
-    web = devices.data_folder("runtimes") / "web"
+    web = registry.folder("runtimes") / "web"
     modules = options.modules or web / "node_modules"
     if not modules.is_dir():
         raise DeviceError(

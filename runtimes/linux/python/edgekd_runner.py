@@ -572,7 +572,7 @@ def _prepared(job: dict[str, Any], model: Model, rows: list[Row]) -> tuple[list[
     return [model.prepare(_whole_row(job, row)) for row in padded], [_tokens(job, row) for row in padded]
 
 
-def _answers(job: dict[str, Any], model: Model, rows: list[Row]) -> list[Any]:
+def answers(job: dict[str, Any], model: Model, rows: list[Row]) -> list[Any]:
     """Logits of every row; where a padded row has one set per token, those of the padding are cut off."""
     inputs, lengths = _prepared(job, model, rows)
     answers = [model.logits(model.call(one)) for one in inputs]
@@ -618,7 +618,7 @@ def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
             model.call(inputs[number % len(inputs)])
         answer["memory"] = _above(before, _memory(), reset) | {"runs": job["runs"]}
     if job["phase"] == "outputs":
-        answer["logits"] = _answers(job, model, job["rows"])
+        answer["logits"] = answers(job, model, job["rows"])
     return model, answer
 
 
@@ -639,7 +639,7 @@ def answer_request(job: dict[str, Any], model: Model, request: Any) -> dict[str,
     _check_fields(request, {"schema", "request", "rows", *REQUESTS[kind]}, set())
     _check_rows(request["rows"], job["signature"])
     if kind == "outputs":
-        return {"answer": "outputs", "logits": _answers(job, model, request["rows"])}
+        return {"answer": "outputs", "logits": answers(job, model, request["rows"])}
     if kind == "profile":
         if not _whole(request["runs"], 1):
             raise RunnerError("job", f"runs is not a positive whole number: {request['runs']!r}")

@@ -1,0 +1,64 @@
+"""What a platform is: one module that says which files an app library for it has.
+
+A module ``edgekd/bundle/<name>.py`` (or a plug-in of the group ``edgekd.platforms``) defines the names below at module
+level. It copies libraries from ``runtimes/`` and fills in a small configuration: it holds no code of an app in
+strings. It writes nothing itself: ``stage.make`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgekd.artifact import Facts
+
+
+@dataclass(frozen=True)
+class App:
+    """A run's artefact, and what a bundle says about it."""
+
+    name: str  # a package id: lower case, digits, hyphens
+    task: str
+    target: str
+    scheme: str
+    artifact: Path  # its folder
+    export: Facts  # facts of its export step
+    labels: tuple[str, ...]
+    pad_id: int
+    bound: float  # of the golden outputs, as verified
+    verdict: Mapping[str, Any]
+    measured: Mapping[str, Any]  # its row of the report
+    provenance: Mapping[str, Any]  # recipe, teacher, data, tools
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """``app.json``: all that a library needs to know, on every platform."""
+        return {
+            "schema": "edgekd/app/1",
+            "name": self.name,
+            "task": self.task,
+            "target": self.target,
+            "scheme": self.scheme,
+            "file": self.export["file"],
+            "inputs": [{"name": one["name"], "dtype": one["dtype"]} for one in self.export["inputs"]],
+            "lengths": list(self.export.get("lengths", [])),
+            "max_length": self.export["max_length"],
+            "pad_id": self.pad_id,
+            "labels": list(self.labels),
+            "bound": self.bound,
+        }
+
+
+class Platform(Protocol):
+    """The module contract."""
+
+    TARGETS: frozenset[str]  # whose artefacts it can carry
+    TASKS: frozenset[str]  # what its library has an API for
+    RUNTIMES: Mapping[str, str]  # by target: the package that the app adds
+    USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README
+
+    def files(self, app: App) -> Mapping[str, bytes | Path]:
+        """Code and configuration by place in the bundle; model, golden inputs and provenance are added by the stage."""
+        ...

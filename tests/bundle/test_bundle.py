@@ -1,0 +1,250 @@
+"""A bundle is whole, says where it comes from, answers as the run did, and is refused where it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd import pipeline, recipe, registry
+from edgekd.bundle import stage
+from edgekd.bundle._contract import App
+from edgekd.data.stage import read_split
+from edgekd.errors import BadInput
+from edgekd.outputs import read_outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    folder: Path
+    result: pipeline.Result
+
+    def app(self, **change: Any) -> App:
+        return dataclasses.replace(pipeline.app(self.result, "tiny", "onnx-w8a8"), **change)
+
+    def expected(self) -> list[Any]:
+        """What the run's own artefact answered to the test split, as an app shows it."""
+        task = registry.load("tasks", self.result.recipe.task)
+        examples = read_split(self.result.steps["data"].path, "test")
+        outputs = read_outputs(self.result.steps["verify-onnx-w8a8"].file("logits.safetensors"))
+        labels = self.result.facts("data")["labels"]  # type: ignore[index]
+        return [
+            (example["text"], task.answer(output, example, labels))
+            for example, output in zip(examples, outputs, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("run")
+    return Run(folder, pipeline.run(recipe.parse(tiny.recipe), folder))
+
+
+@pytest.fixture
+def asked() -> Callable[..., list[Any]]:
+    """The bundle's own program, in a process that has nothing of edgekd's on its path."""
+
+    def call(bundle: Path, *texts: str) -> list[Any]:
+        library = bundle / "python"
+        code = (
+            "import json, sys\nimport edgekd_app\n"
+            "assert not any(name.split('.')[0] == 'edgekd' for name in sys.modules)\n"
+            "sys.argv = ['app', *json.load(sys.stdin)]\nraise SystemExit(edgekd_app.main())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps([str(bundle), *texts]),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(library)},
+            cwd=bundle,
+        )
+        assert done.returncode in (0, 1), done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return call
+
+
+def test_a_bundle_tests_itself_and_answers_as_the_run_did(run: Run, asked: Any, tmp_path: Path) -> None:
+    stage.make(run.app(), "linux", tmp_path / "app")
+    [report] = asked(tmp_path / "app")
+    assert report["passed"] and report["texts"] == 8 and report["wrong"] == [] and report["milliseconds"] > 0
+    expected = run.expected()[:20]
+    answers = asked(tmp_path / "app", *[text for text, _ in expected])
+    for answer, (_, wanted) in zip(answers, expected, strict=True):
+        assert [label for label, _ in answer] == [one["label"] for one in wanted]
+        np.testing.assert_allclose([share for _, share in answer], [one["score"] for one in wanted], atol=1e-6)
+
+
+def test_the_self_test_finds_another_model_and_another_tokenizer(run: Run, asked: Any, tmp_path: Path) -> None:
+    for number, change in enumerate(("logits", "ids")):
+        bundle = tmp_path / f"app{number}"
+        stage.make(run.app(), "linux", bundle)
+        golden = json.loads((bundle / "model" / "golden.json").read_text())
+        if change == "logits":
+            golden["outputs"]["logits"][2][0] += 3.0
+        else:
+            golden["inputs"]["input_ids"][2][1] += 1
+        (bundle / "model" / "golden.json").write_text(json.dumps(golden))
+        [report] = asked(bundle)
+        assert not report["passed"]
+        assert report["wrong"][0].startswith("text 3: " + {"logits": "an output is off", "ids": "token ids"}[change])
+        assert stage.verify(bundle)["changed"] == ["model/golden.json"]
+
+
+def test_the_same_run_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        stage.make(run.app(), "linux", tmp_path / name)
+    for path in sorted((tmp_path / "one").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_where_it_comes_from(run: Run, tmp_path: Path) -> None:
+    stage.make(run.app(), "linux", tmp_path / "app")
+    stated = json.loads((tmp_path / "app" / "bundle.json").read_text())
+    provenance = stated["provenance"]
+    assert provenance["teacher"] == "teacher" and provenance["tools"]["onnxruntime"]
+    assert provenance["artifact"] == run.result.steps["export-onnx-w8a8"].digest
+    assert stated["unverified"] == [] and stated["verdict"] == "pass"
+    sizes = {str(p.relative_to(tmp_path / "app")): p.stat().st_size for p in (tmp_path / "app").rglob("*.*")}
+    assert sum(stated["parts"].values()) == sum(sizes.values()) - sizes["bundle.json"]
+    assert str(run.folder) not in "".join(p.read_text(errors="replace") for p in (tmp_path / "app").rglob("*.json"))
+
+
+def test_the_bill_of_materials_is_one(run: Run, tmp_path: Path) -> None:
+    """Judged by CycloneDX's own validator."""
+    validation = pytest.importorskip("cyclonedx.validation.json", reason="cyclonedx-python-lib is not installed")
+    from cyclonedx.schema import SchemaVersion
+
+    stage.make(run.app(), "linux", tmp_path / "app")
+    text = (tmp_path / "app" / "bom.cdx.json").read_text()
+    try:
+        problem = validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+    except Exception as error:  # its optional half
+        pytest.skip(f"the validator is not complete: {error}")
+    assert problem is None
+    assert validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.replace('"type": "file"', '"type": 3'))
+
+
+def test_verify_finds_every_change(run: Run, tmp_path: Path) -> None:
+    bundle = tmp_path / "app"
+    stage.make(run.app(), "linux", bundle)
+    assert stage.verify(bundle)["passed"] and stage.verify(bundle)["signature"] == "none"
+    model = bundle / "model" / "model.onnx"
+    model.write_bytes(model.read_bytes() + b"\0")
+    (bundle / "python" / "requirements.txt").unlink()
+    (bundle / "python" / "more.py").write_text("")
+    found = stage.verify(bundle)
+    assert not found["passed"]
+    assert (found["changed"], found["missing"], found["unknown"]) == (
+        ["model/model.onnx"],
+        ["python/requirements.txt"],
+        ["python/more.py"],
+    )
+    with pytest.raises(BadInput, match="no bundle here"):
+        stage.verify(tmp_path)
+
+
+def test_a_signature_holds_and_breaks(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing.signing", reason="model-signing is not installed")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    keys = []
+    for name in ("mine", "other"):
+        private = ec.generate_private_key(ec.SECP256R1())
+        pem = serialization.Encoding.PEM
+        (tmp_path / f"{name}.key").write_bytes(
+            private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{name}.pub").write_bytes(public)
+        keys.append(tmp_path / f"{name}.pub")
+    stage.make(run.app(), "linux", tmp_path / "app", key=tmp_path / "mine.key")
+    assert stage.verify(tmp_path / "app")["signature"] == "not checked"
+    assert stage.verify(tmp_path / "app", keys[0])["signature"] == "valid"
+    assert stage.verify(tmp_path / "app", keys[1])["signature"] == "wrong"
+    (tmp_path / "app" / "README.md").write_text("another")
+    found = stage.verify(tmp_path / "app", keys[0])
+    assert found["signature"] == "wrong" and not found["passed"]
+    with pytest.raises(BadInput, match="cannot be signed"):
+        stage.make(run.app(), "linux", tmp_path / "unsigned", key=tmp_path / "mine.pub")
+    assert not (tmp_path / "unsigned").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "platform", "told"),
+    [
+        ({"name": "My App"}, "linux", "no package name"),
+        ({"target": "coreml"}, "linux", "linux has no library for the target coreml.*It takes"),
+        ({"task": "question-answering"}, "linux", "no library for the task question-answering"),
+        ({"verdict": {"verdict": "fail", "reasons": ["p50 is 9"]}}, "linux", "did not pass the gate: p50 is 9"),
+        ({"verdict": {"verdict": "failed", "reasons": []}}, "linux", "it was not verified"),
+        ({}, "symbian", "unknown platform 'symbian'"),
+    ],
+)
+def test_what_cannot_work_is_told_and_nothing_is_written(
+    run: Run, change: dict[str, Any], platform: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=told):
+        stage.make(run.app(**change), platform, tmp_path / "app")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_and_a_missing_tokenizer_are_told(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="exists already"):
+        stage.make(run.app(), "linux", tmp_path)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(BadInput, match=r"no tokenizer\.json"):
+        stage.make(run.app(artifact=tmp_path / "bare"), "linux", tmp_path / "app")
+    with pytest.raises(BadInput, match=r"no artefact 'onnx-w4'.*Known: onnx-fp32, onnx-w8a8"):
+        pipeline.app(run.result, "tiny", "onnx-w4")
+
+
+def test_what_is_not_verified_says_so(run: Run, tmp_path: Path) -> None:
+    failed = {"verdict": "fail", "reasons": ["accuracy drop is 0.3"], "checks": []}
+    stage.make(run.app(verdict=failed), "linux", tmp_path / "app", allow_unverified=True)
+    assert json.loads((tmp_path / "app" / "bundle.json").read_text())["unverified"] == ["accuracy drop is 0.3"]
+    assert "**Not verified**" in (tmp_path / "app" / "README.md").read_text()
+    assert stage.verify(tmp_path / "app")["unverified"] == ["accuracy drop is 0.3"]
+
+
+def test_the_command_line(run: Run, edgekd, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    made = edgekd("bundle", str(run.folder), "--platform", "linux", "--out", str(tmp_path / "app"), "--json")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["name"] == "tiny" and json.loads(made.out)["scheme"] == "w8a8"
+    assert edgekd("bundle", "verify", str(tmp_path / "app")).code == 0
+    (tmp_path / "app" / "app.json").write_text("{}")
+    assert edgekd("bundle", "verify", str(tmp_path / "app")).code == 1
+    again = edgekd("bundle", str(run.folder), "--platform", "linux", "--out", str(tmp_path / "app"))
+    assert again.code == 2 and "exists already" in again.err
+
+
+@pytest.mark.parametrize("task", ["token-classification", "sentence-similarity"])
+def test_other_tasks_answer_as_the_run_did(task: str, tiny, asked: Any, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from test_ship_tasks import LOSSES, MAKERS, RECIPE
+
+    MAKERS[task](tiny, tmp_path)
+    text = RECIPE.format(task=task, folder=tmp_path, losses=LOSSES[task], targets="[onnx]")
+    loaded = recipe.parse(text, overrides=["gate.max_accuracy_drop=1", "gate.min_teacher_ratio=0"])
+    made = Run(tmp_path / "run", pipeline.run(loaded, tmp_path / "run"))
+    stage.make(made.app(), "linux", tmp_path / "app", allow_unverified=True)
+    [report] = asked(tmp_path / "app")
+    assert report["passed"], report
+    expected = made.expected()[:12]
+    for answer, (_, wanted) in zip(asked(tmp_path / "app", *[t for t, _ in expected]), expected, strict=True):
+        if task == "sentence-similarity":
+            np.testing.assert_allclose(answer, wanted["embedding"], atol=1e-5)
+        else:
+            assert [one[:4] for one in answer] == [[w["label"], w["start"], w["end"], w["text"]] for w in wanted]
+            np.testing.assert_allclose([one[4] for one in answer], [w["score"] for w in wanted], atol=1e-5)
