@@ -65,7 +65,7 @@ DISTILL = Stage(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    4,
+    5,
     (
         "task",
         "seed",

@@ -5,8 +5,8 @@ text where there is any; the float student's logits and every layer's hidden sta
 the teacher's soft labels; no dropout; small steps; learned scales from a percentile start. Plain cross entropy or
 KL on the training text made it worse: there is no gradient left in text that the teacher fits. So the
 calibrated state is checkpoint 0, and the checkpoint with the lowest held-out distance (the task's own loss, a KL
-for most) to the float student wins: on a thousand rows a change of agreement is two or three texts, while the
-distance moves with every row.
+for most) to the float student wins, if it is clearly lower than the calibrated one's: on a thousand rows a change of
+agreement is two or three texts, while the distance moves with every row.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from edgekd.quantize import reference
 from edgekd.recipe import Quantize
 from edgekd.teach.transformers import TEXT_INPUTS, Encoded, gather, length, pad, paired
 
+GAIN = 0.05  # share of the start's held-out distance that training must take away
 ZERO_POINT_RATE = 20.0  # the zero point moves in whole steps, the scale in shares of itself
 
 
@@ -237,7 +238,7 @@ def train(
         progress(step + 1, steps, "steps")
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == steps:
             trace.append({"step": step + 1, "loss": loss.item(), **judge(model)})
-            if trace[-1]["distance"] < min(entry["distance"] for entry in trace[:-1]):
+            if chosen(trace) == step + 1:
                 best = copy.deepcopy(model.state_dict())
             temporary = saved.with_suffix(".tmp")
             torch.save(
@@ -256,8 +257,13 @@ def train(
 
 
 def chosen(trace: Sequence[dict[str, Any]]) -> int:
-    """The step whose checkpoint won: lowest held-out distance to the float student, the earlier on a tie."""
-    return int(min(trace, key=lambda entry: (entry["distance"], entry["step"]))["step"])
+    """The step whose checkpoint won: lowest held-out distance to the float student, the earlier on a tie.
+
+    Training must show itself: a win over the calibrated start by less than GAIN is what another draw of held-out rows
+    would take back, so the start is kept.
+    """
+    best = min(trace, key=lambda entry: (entry["distance"], entry["step"]))
+    return int(best["step"]) if best["distance"] < (1 - GAIN) * trace[0]["distance"] else 0
 
 
 def _batch(
