@@ -1,0 +1,202 @@
+// tokenizer.json to a Tokenizer: the one place that knows the format. What is not written here is refused by its name.
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "bert.hpp"
+#include "tokenizer.hpp"
+#include "unicode.hpp"
+
+namespace edgekd {
+
+namespace {
+
+using nlohmann::json;
+
+std::string type_of(const json& part) { return part.value("type", std::string("(no type)")); }
+
+[[noreturn]] void refuse(const std::string& kind, const std::string& what) {
+  throw TokenizerError("this tokenizer cannot be run here: " + kind + " " + what + " is not written");
+}
+
+std::u32string text_of(const json& value) { return unicode::decode(value.get_ref<const std::string&>()); }
+
+// A field that may be missing or null.
+template <typename Value>
+Value field(const json& part, const char* name, Value otherwise) {
+  auto found = part.find(name);
+  return found == part.end() || found->is_null() ? otherwise : found->get<Value>();
+}
+
+bool given(const json& part, const char* name) { return part.contains(name) && !part[name].is_null(); }
+
+// --- normalizers ---
+
+void add_normalizers(const json& part, std::vector<Normalizer>& normalizers) {
+  const std::string type = type_of(part);
+  if (type == "Sequence") {
+    for (const json& one : part.at("normalizers")) add_normalizers(one, normalizers);
+  } else if (type == "BertNormalizer") {
+    BertNormalizer bert;
+    bert.clean_text = field(part, "clean_text", true);
+    bert.handle_chinese_chars = field(part, "handle_chinese_chars", true);
+    bert.lowercase = field(part, "lowercase", true);
+    bert.strip_accents = field(part, "strip_accents", bert.lowercase);
+    normalizers.push_back(bert);
+  } else {
+    refuse("normalizer", type);
+  }
+}
+
+// --- pre-tokenizers ---
+
+void add_pre_tokenizers(const json& part, std::vector<PreTokenizer>& pre_tokenizers) {
+  const std::string type = type_of(part);
+  if (type == "Sequence") {
+    for (const json& one : part.at("pretokenizers")) add_pre_tokenizers(one, pre_tokenizers);
+  } else if (type == "BertPreTokenizer") {
+    pre_tokenizers.push_back(split_bert);
+  } else {
+    refuse("pre-tokenizer", type);
+  }
+}
+
+// --- models ---
+
+Vocabulary vocabulary_of(const json& part) {
+  Vocabulary vocabulary;
+  vocabulary.reserve(part.size());
+  for (const auto& [token, id] : part.items()) vocabulary.emplace(unicode::decode(token), id.get<int64_t>());
+  return vocabulary;
+}
+
+std::unique_ptr<Model> word_piece_of(const json& part) {
+  return std::make_unique<WordPiece>(vocabulary_of(part.at("vocab")), text_of(part.at("unk_token")),
+                                     text_of(part.at("continuing_subword_prefix")),
+                                     part.at("max_input_chars_per_word").get<std::size_t>());
+}
+
+// Old files give a model no type: each kind is told by a field that it alone has.
+std::string model_type(const json& part) {
+  if (given(part, "type")) return type_of(part);
+  if (part.contains("merges")) return "BPE";
+  return part.contains("max_input_chars_per_word") ? "WordPiece" : "(no type)";
+}
+
+std::unique_ptr<Model> model_of(const json& part) {
+  const std::string type = model_type(part);
+  if (type == "WordPiece") return word_piece_of(part);
+  refuse("model", type);
+}
+
+// --- post-processors ---
+
+Slot special(int64_t id, int64_t type) { return {std::nullopt, {id}, type}; }
+Slot text(int number, int64_t type) { return {number, {}, type}; }
+
+Template template_of(const json& slots, const json& special_tokens) {
+  Template result;
+  for (const json& slot : slots) {
+    if (slot.contains("Sequence")) {
+      const json& sequence = slot["Sequence"];
+      result.push_back(text(sequence.at("id") == "A" ? 0 : 1, sequence.at("type_id").get<int64_t>()));
+    } else {
+      const json& token = slot.at("SpecialToken");
+      const json& known = special_tokens.at(token.at("id").get<std::string>());
+      result.push_back({std::nullopt, known.at("ids").get<std::vector<int64_t>>(), token.at("type_id").get<int64_t>()});
+    }
+  }
+  return result;
+}
+
+void set_around(PostProcessor& processor, const json& part) {
+  const bool roberta = type_of(part) == "RobertaProcessing";
+  const int64_t cls = part.at("cls").at(1), sep = part.at("sep").at(1), second = roberta ? 0 : 1;
+  processor.single = {special(cls, 0), text(0, 0), special(sep, 0)};
+  processor.pair = processor.single;
+  if (roberta) processor.pair.push_back(special(sep, 0));
+  processor.pair.push_back(text(1, second));
+  processor.pair.push_back(special(sep, second));
+}
+
+void set_trimming(PostProcessor& processor, const json& part) {
+  if (field(part, "trim_offsets", true)) processor.trimming = Trimming{field(part, "add_prefix_space", true)};
+}
+
+void set_post_processor(PostProcessor& processor, const json& part) {
+  const std::string type = type_of(part);
+  if (type == "Sequence") {
+    for (const json& one : part.at("processors")) set_post_processor(processor, one);
+  } else if (type == "TemplateProcessing") {
+    processor.single = template_of(part.at("single"), part.at("special_tokens"));
+    processor.pair = template_of(part.at("pair"), part.at("special_tokens"));
+  } else if (type == "BertProcessing") {
+    set_around(processor, part);
+  } else if (type == "RobertaProcessing") {
+    set_around(processor, part);
+    set_trimming(processor, part);
+  } else if (type == "ByteLevel") {
+    set_trimming(processor, part);
+  } else {
+    refuse("post-processor", type);
+  }
+}
+
+}  // namespace
+
+class Loader {
+ public:
+  static Tokenizer load(const json& file) {
+    Tokenizer tokenizer;
+    tokenizer.model_ = model_of(file.at("model"));
+    if (given(file, "normalizer")) add_normalizers(file["normalizer"], tokenizer.normalizers_);
+    if (given(file, "pre_tokenizer")) add_pre_tokenizers(file["pre_tokenizer"], tokenizer.pre_tokenizers_);
+    if (given(file, "post_processor")) set_post_processor(tokenizer.post_processor_, file["post_processor"]);
+    if (given(file, "added_tokens")) add_tokens(file["added_tokens"], tokenizer);
+    return tokenizer;
+  }
+
+ private:
+  static void add_tokens(const json& tokens, Tokenizer& tokenizer) {
+    std::vector<AddedToken> raw, normalized;
+    for (const bool special : {true, false}) {  // where two are the same text, the special one is found
+      for (const json& token : tokens) {
+        if (field(token, "special", false) != special) continue;
+        AddedToken added = token_of(token, *tokenizer.model_);
+        if (added.normalized) added.content = normal(added.content, tokenizer.normalizers_);
+        (added.normalized ? normalized : raw).push_back(std::move(added));
+      }
+    }
+    tokenizer.added_raw_ = AddedTokens(std::move(raw));
+    tokenizer.added_normalized_ = AddedTokens(std::move(normalized));
+  }
+
+  static AddedToken token_of(const json& token, const Model& model) {
+    AddedToken added;
+    added.content = text_of(token.at("content"));
+    added.id = model.id_of(added.content).value_or(token.at("id").get<int64_t>());
+    added.single_word = field(token, "single_word", false);
+    added.lstrip = field(token, "lstrip", false);
+    added.rstrip = field(token, "rstrip", false);
+    added.normalized = field(token, "normalized", !field(token, "special", false));
+    return added;
+  }
+
+  static std::u32string normal(const std::u32string& content, const std::vector<Normalizer>& normalizers) {
+    AlignedText text(content);
+    for (const Normalizer& normalizer : normalizers) normalizer(text);
+    return text.text();
+  }
+};
+
+Tokenizer Tokenizer::load(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw TokenizerError("cannot be opened: " + path);
+  try {
+    return Loader::load(json::parse(file));
+  } catch (const json::exception& error) {
+    throw TokenizerError(path + " is no tokenizer.json: " + error.what());
+  }
+}
+
+}  // namespace edgekd
