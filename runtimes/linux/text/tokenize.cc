@@ -35,6 +35,7 @@ json answer(const edgekd::Tokenizer& tokenizer, const json& asked) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  std::ios::sync_with_stdio(false);
   if (count != 2) {
     std::cerr << "usage: tokenize TOKENIZER.JSON < lines of {\"text\": ..}\n";
     return 2;
