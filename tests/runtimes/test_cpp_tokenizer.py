@@ -21,6 +21,7 @@ from _material import ROOT, SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.implementations import ByteLevelBPETokenizer
 
 SOURCES = ROOT / "runtimes" / "linux" / "text"
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -37,7 +38,8 @@ HARD = [
     "\u0301 a \u0301b",  # a mark with nothing before it
     "STRASSE Stra\u00dfe \u1e9e \u0130stanbul I\u0307 \u0131 \u03a3\u038f\u03a6\u039f\u03a3 \u01c5 \ufb01",
     "\u4e2d\u6587\u5206\u8bcd abc\u4e2d \U00020000\u3042\u30ab\u30bf\u30ac \ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
-    "\U0001f44d\U0001f3fd \U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f1e9\U0001f1ea \u2764\ufe0f 1\ufe0f\u20e3",
+    "\U0001f44d\U0001f3fd \U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
+    "\U0001f1e9\U0001f1ea \u2764\ufe0f 1\ufe0f\u20e3",
     "a\x00b\x01c\x7fd\x80e\x85f\xadg\u200bh\u200ei\u2028j\u2029k\ufeffl\ufffdm\u00a0n\u3000o\u2003p\u1680q\u180er",
     "x" * 99 + " " + "x" * 100 + " " + "x" * 101 + " " + "x" * 5000,
     "\u00e9" * 60 + " " + "e\u0301" * 60,
@@ -48,14 +50,16 @@ HARD = [
     "a-b_c d.e/f\\g (h) [i] {j} <k> $l ^m `n ~o |p =q +r",
     "\ud7ff\ue000\U0010ffff\U0001ffff\ufffe\uffff",  # around the surrogates, and characters that are none
     "tab\there  two   three    four \n\n newline \n",
-    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0928\u092e\u0938\u094d\u0924\u0947 \u05e9\u05b8\u05dc\u05d5\u05b9\u05dd \u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "\u05e9\u05b8\u05dc\u05d5\u05b9\u05dd \u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627",
     "\u2581under\u2581score \u2581\u2581 x",
     "\uff21\uff22\uff23 \uff11\uff12 \u3231 \u33a5 \u2460 \ufdfa",
 ]  # fmt: skip
 
 WORDS = (
-    "the quick brown fox jumps over lazy dog caf\u00e9 na\u00efve un aff able token ##ization s t re don ll 1 2 3 12 345 "
-    "strasse stra\u00dfe istanbul \u4e2d \u6587 ##er ##s ##ing ##x x ##xx e ##e \u00e9 ##\u00e9 mask special new york"
+    "the quick brown fox jumps over lazy dog caf\u00e9 na\u00efve un aff able token ##ization s t re don ll 1 2 3 12 "
+    "345 strasse stra\u00dfe istanbul \u4e2d \u6587 ##er ##s ##ing ##x x ##xx e ##e \u00e9 ##\u00e9 mask "
+    "special new york"
 ).split()
 
 
@@ -221,6 +225,33 @@ def plain() -> Tokenizer:
     return made
 
 
+def corpus() -> list[str]:
+    """What tokenizers are trained on: real text where it is here."""
+    path = SHARED / "data" / "wiki_sents" / "sentences.txt"
+    real = path.read_text(encoding="utf-8").splitlines()[5000:7000] if path.is_file() else []
+    return [*HARD, *real, *(" ".join(random.Random(seed).choices(WORDS, k=12)) for seed in range(200))]
+
+
+def bpe(*, ignore_merges: bool = False, **options: Any) -> Tokenizer:
+    """Trained here; every byte is in its alphabet."""
+    trained = ByteLevelBPETokenizer(**options)
+    trained.train_from_iterator(corpus(), vocab_size=1500, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    made = Tokenizer.from_str(trained.to_str())
+    if ignore_merges:
+        made.model.ignore_merges = True
+    return made
+
+
+def roberta() -> Tokenizer:
+    """As RoBERTa has it: the mask takes the space before it along."""
+    made = bpe(add_prefix_space=True)
+    made.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
+    made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return made
+
+
 def minilm() -> Tokenizer:
     """A real one."""
     path = SHARED / "teachers" / "banking77-minilm-l6" / "tokenizer.json"
@@ -238,6 +269,13 @@ MADE: dict[str, Callable[[], Tokenizer]] = {
     "bert-added": with_added_tokens,
     "template": template,
     "plain": plain,
+}
+MADE |= {
+    "bpe": bpe,
+    "bpe-prefix": lambda: bpe(add_prefix_space=True),
+    "bpe-untrimmed": lambda: bpe(add_prefix_space=True, trim_offsets=False),
+    "bpe-ignore-merges": lambda: bpe(ignore_merges=True),
+    "roberta": roberta,
 }
 REAL: dict[str, Callable[[], Tokenizer]] = {"minilm": minilm}
 
@@ -282,15 +320,49 @@ def test_pairs_and_lengths(both: Both) -> None:
 
 
 def test_every_character(both: Both) -> None:
-    """Alone in a word, beside letters, and with a mark after it, 48 to a text."""
-    for form in ("a{}b", " {}", "{}\u0323\u0301", "\u0345{}\u0334"):
+    """In a word, after a blank, and among marks; of the planes that hold next to nothing, a sample."""
+    check_characters(
+        both, [c for c in CHARACTERS if ord(c) < 0x20000 or 0xE0000 <= ord(c) < 0xE0200 or ord(c) % 61 == 0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_character_of_all_planes(both: Both) -> None:
+    check_characters(both, CHARACTERS, every=1)
+
+
+def check_characters(both: Both, characters: list[str], every: int = 7) -> None:
+    """48 characters to a text; of the rarer forms each so many'th text."""
+    for form, step in (
+        ("a{}b", 1),
+        (" {}", every),
+        ("{}\u0323\u0301", every),
+        ("\u0345{}\u0334", every),
+        ("1{}", every),
+    ):
         both.check(
-            Row(" ".join(form.format(c) for c in CHARACTERS[start : start + 48]))
-            for start in range(0, len(CHARACTERS), 48 * (1 if form == "a{}b" else 7))
+            Row(" ".join(form.format(c) for c in characters[start : start + 48]))
+            for start in range(0, len(characters), 48 * step)
         )
 
 
-SNIPPETS = [*HARD[:12], "[MASK]", "<mask>", "<T3\u00c9>", "[X]", " ", "  ", "'s", "'ll", "\u0301", "\u0323", "\u4e2d", "\n", "12"]
+SNIPPETS = [
+    *HARD[:12],
+    "[MASK]",
+    "<mask>",
+    "<T3\u00c9>",
+    "[X]",
+    " ",
+    "  ",
+    "'s",
+    "'ll",
+    "\u0301",
+    "\u0323",
+    "\u4e2d",
+    "\n",
+    "12",
+]
 TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(SNIPPETS), max_size=6).map("".join)
 ROWS = st.builds(Row, TEXTS, st.none() | TEXTS, st.none() | st.integers(5, 40))
 LAX = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]

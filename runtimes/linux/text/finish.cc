@@ -65,8 +65,8 @@ void trim(const Trimming& trimming, std::vector<Token>& tokens) {
     std::size_t before = std::find_if_not(text.begin(), text.end(), is_gap) - text.begin();
     const std::size_t after = std::find_if_not(text.rbegin(), text.rend(), is_gap) - text.rbegin();
     if (before > 0) {
-      // The first space of a text is the one that was put before it: it has no place in the original.
-      if (trimming.add_prefix_space && (i == 0 || at.start == 0)) --before;
+      // A single space that starts a text is the one that was put before it: it has no place in the original.
+      if (trimming.add_prefix_space && before == 1 && (i == 0 || at.start == 0)) before = 0;
       at.start = std::min(at.start + before, at.end);
     }
     if (after > 0 && at.end >= after) at.end = std::max(at.end - after, at.start);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "bert.hpp"
+#include "bpe.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 
@@ -56,6 +57,8 @@ void add_pre_tokenizers(const json& part, std::vector<PreTokenizer>& pre_tokeniz
     for (const json& one : part.at("pretokenizers")) add_pre_tokenizers(one, pre_tokenizers);
   } else if (type == "BertPreTokenizer") {
     pre_tokenizers.push_back(split_bert);
+  } else if (type == "ByteLevel") {
+    pre_tokenizers.push_back(ByteLevel{field(part, "add_prefix_space", true), field(part, "use_regex", true)});
   } else {
     refuse("pre-tokenizer", type);
   }
@@ -76,6 +79,30 @@ std::unique_ptr<Model> word_piece_of(const json& part) {
                                      part.at("max_input_chars_per_word").get<std::size_t>());
 }
 
+// A merge is "a b" in old files and ["a", "b"] in new ones.
+std::pair<std::u32string, std::u32string> merge_of(const json& merge) {
+  if (merge.is_array()) return {text_of(merge.at(0)), text_of(merge.at(1))};
+  const std::u32string both = text_of(merge);
+  const std::size_t gap = both.find(U' ');
+  if (gap == std::u32string::npos) throw TokenizerError("a merge is not of two tokens: " + merge.dump());
+  return {both.substr(0, gap), both.substr(gap + 1)};
+}
+
+std::unique_ptr<Model> bpe_of(const json& part) {
+  for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (!field(part, name, std::string()).empty()) refuse("model BPE with", name);
+  }
+  if (field(part, "dropout", 0.0) != 0.0) refuse("model BPE with", "dropout");
+  Bpe::Merges merges;
+  for (const json& merge : part.at("merges")) merges.push_back(merge_of(merge));
+  Bpe::Options options;
+  if (given(part, "unk_token")) options.unknown = text_of(part["unk_token"]);
+  options.fuse_unknown = field(part, "fuse_unk", false);
+  options.byte_fallback = field(part, "byte_fallback", false);
+  options.ignore_merges = field(part, "ignore_merges", false);
+  return std::make_unique<Bpe>(vocabulary_of(part.at("vocab")), merges, options);
+}
+
 // Old files give a model no type: each kind is told by a field that it alone has.
 std::string model_type(const json& part) {
   if (given(part, "type")) return type_of(part);
@@ -86,6 +113,7 @@ std::string model_type(const json& part) {
 std::unique_ptr<Model> model_of(const json& part) {
   const std::string type = model_type(part);
   if (type == "WordPiece") return word_piece_of(part);
+  if (type == "BPE") return bpe_of(part);
   refuse("model", type);
 }
 

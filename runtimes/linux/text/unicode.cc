@@ -75,7 +75,7 @@ std::string encode(std::u32string_view text) {
       continue;
     }
     const int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    utf8.push_back(static_cast<char>((0xF00 >> more) | (c >> (6 * more))));
+    utf8.push_back(static_cast<char>((0xFF80 >> more) | (c >> (6 * more))));
     for (int i = more - 1; i >= 0; --i) utf8.push_back(static_cast<char>(0x80 | ((c >> (6 * i)) & 0x3F)));
   }
   return utf8;

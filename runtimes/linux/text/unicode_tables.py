@@ -112,7 +112,9 @@ def combining_classes(nfd: Callable[[str], str]) -> list[int]:
 
     found = [0] * 0x110000
     lowest, highest = "\u0334", "\u0345"  # of the classes 1 and 240
-    ordered = [c for c in CHARACTERS if nfd(c) == c and (moves(highest, c) or moves(c, lowest) or c in (lowest, highest))]
+    ordered = [
+        c for c in CHARACTERS if nfd(c) == c and (moves(highest, c) or moves(c, lowest) or c in (lowest, highest))
+    ]
     examples = {unicodedata.combining(c): c for c in ordered if unicodedata.combining(c)}
     for c in ordered:
         same = [value for value, other in examples.items() if not moves(c, other) and not moves(other, c)]
