@@ -20,8 +20,8 @@ import pytest
 from _material import ROOT, SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
-from tokenizers.implementations import ByteLevelBPETokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.implementations import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 
 SOURCES = ROOT / "runtimes" / "linux" / "text"
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -252,6 +252,22 @@ def roberta() -> Tokenizer:
     return made
 
 
+def unigram(*, byte_fallback: bool = False, **options: Any) -> Tokenizer:
+    """Trained here, with blanks folded; what is not in the training text is unknown, or its bytes."""
+    trained = SentencePieceUnigramTokenizer()
+    trained.train_from_iterator(
+        corpus(), vocab_size=600, special_tokens=["<s>", "<unk>", "</s>", "<mask>"], unk_token="<unk>"
+    )
+    file = json.loads(trained.to_str())
+    if byte_fallback:
+        file["model"]["vocab"] += [[f"<0x{byte:02X}>", -50.0] for byte in range(256)]
+        file["model"]["byte_fallback"] = True
+    made = Tokenizer.from_str(json.dumps(file))
+    made.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace("e.", "E..")])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(**options)
+    return made
+
+
 def minilm() -> Tokenizer:
     """A real one."""
     path = SHARED / "teachers" / "banking77-minilm-l6" / "tokenizer.json"
@@ -275,7 +291,12 @@ MADE |= {
     "bpe-prefix": lambda: bpe(add_prefix_space=True),
     "bpe-untrimmed": lambda: bpe(add_prefix_space=True, trim_offsets=False),
     "bpe-ignore-merges": lambda: bpe(ignore_merges=True),
+    "bpe-trimmed": lambda: bpe(trim_offsets=True),
     "roberta": roberta,
+    "unigram": unigram,
+    "unigram-first": lambda: unigram(prepend_scheme="first"),
+    "unigram-whole": lambda: unigram(split=False),
+    "unigram-bytes": lambda: unigram(byte_fallback=True),
 }
 REAL: dict[str, Callable[[], Tokenizer]] = {"minilm": minilm}
 

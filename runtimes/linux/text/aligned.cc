@@ -59,6 +59,22 @@ void AlignedText::expand(const std::function<void(char32_t, std::u32string&)>& f
   from_ = std::move(from);
 }
 
+void AlignedText::substitute(const std::vector<Piece>& pieces, std::u32string_view content) {
+  std::u32string text;
+  std::vector<Span> from;
+  for (const Piece& piece : pieces) {
+    if (piece.replaced) {
+      text += content;
+      from.resize(text.size(), from_[piece.part.end - 1]);
+    } else {
+      text.append(text_, piece.part.start, piece.part.end - piece.part.start);
+      from.insert(from.end(), from_.begin() + piece.part.start, from_.begin() + piece.part.end);
+    }
+  }
+  text_ = std::move(text);
+  from_ = std::move(from);
+}
+
 void AlignedText::prepend(std::u32string_view before) {
   if (text_.empty()) return;
   text_.insert(0, before);

@@ -42,6 +42,12 @@ class AlignedText {
   void expand(const std::function<void(char32_t, std::u32string&)>& function);
   // Before the first character, whose origin it takes; nothing where the text is empty.
   void prepend(std::u32string_view before);
+  // Pieces that cover the text; each that is marked becomes `content`, which takes the origin of its last character.
+  struct Piece {
+    Span part;
+    bool replaced;
+  };
+  void substitute(const std::vector<Piece>& pieces, std::u32string_view content);
 
  private:
   std::u32string text_;

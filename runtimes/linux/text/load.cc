@@ -7,6 +7,7 @@
 #include "bpe.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
+#include "unigram.hpp"
 
 namespace edgekd {
 
@@ -33,6 +34,14 @@ bool given(const json& part, const char* name) { return part.contains(name) && !
 
 // --- normalizers ---
 
+Replace replace_of(const json& part) {
+  const json& pattern = part.at("pattern");
+  const std::u32string content = text_of(part.at("content"));
+  if (pattern.contains("String") && pattern["String"] != "") return {text_of(pattern["String"]), 0, content};
+  if (pattern == json{{"Regex", " {2,}"}}) return {U" ", 2, content};  // the one expression that tokenizers are made with
+  refuse("normalizer Replace of", pattern.dump());
+}
+
 void add_normalizers(const json& part, std::vector<Normalizer>& normalizers) {
   const std::string type = type_of(part);
   if (type == "Sequence") {
@@ -44,12 +53,34 @@ void add_normalizers(const json& part, std::vector<Normalizer>& normalizers) {
     bert.lowercase = field(part, "lowercase", true);
     bert.strip_accents = field(part, "strip_accents", bert.lowercase);
     normalizers.push_back(bert);
+  } else if (type == "Lowercase") {
+    normalizers.push_back(BertNormalizer{false, false, false, true});
+  } else if (type == "Replace") {
+    normalizers.push_back(replace_of(part));
+  } else if (type == "Prepend") {
+    const std::u32string before = text_of(part.at("prepend"));
+    normalizers.push_back([before](AlignedText& text) { text.prepend(before); });
   } else {
     refuse("normalizer", type);
   }
 }
 
 // --- pre-tokenizers ---
+
+Metaspace metaspace_of(const json& part) {
+  Metaspace metaspace;
+  const std::u32string replacement = text_of(part.at("replacement"));
+  if (replacement.size() != 1) throw TokenizerError("Metaspace's replacement is not one character");
+  metaspace.replacement = replacement[0];
+  // Older files say add_prefix_space instead.
+  const std::string scheme = field<std::string>(part, "prepend_scheme", field(part, "add_prefix_space", true) ? "always" : "never");
+  if (scheme != "always" && scheme != "first" && scheme != "never") refuse("prepend_scheme", scheme);
+  metaspace.prepend = scheme == "always" ? Metaspace::Prepend::kAlways
+                      : scheme == "first" ? Metaspace::Prepend::kFirst
+                                          : Metaspace::Prepend::kNever;
+  metaspace.split = field(part, "split", true);
+  return metaspace;
+}
 
 void add_pre_tokenizers(const json& part, std::vector<PreTokenizer>& pre_tokenizers) {
   const std::string type = type_of(part);
@@ -59,6 +90,8 @@ void add_pre_tokenizers(const json& part, std::vector<PreTokenizer>& pre_tokeniz
     pre_tokenizers.push_back(split_bert);
   } else if (type == "ByteLevel") {
     pre_tokenizers.push_back(ByteLevel{field(part, "add_prefix_space", true), field(part, "use_regex", true)});
+  } else if (type == "Metaspace") {
+    pre_tokenizers.push_back(metaspace_of(part));
   } else {
     refuse("pre-tokenizer", type);
   }
@@ -103,6 +136,14 @@ std::unique_ptr<Model> bpe_of(const json& part) {
   return std::make_unique<Bpe>(vocabulary_of(part.at("vocab")), merges, options);
 }
 
+std::unique_ptr<Model> unigram_of(const json& part) {
+  std::vector<Unigram::Entry> vocabulary;
+  for (const json& entry : part.at("vocab")) vocabulary.push_back({text_of(entry.at(0)), entry.at(1).get<double>()});
+  std::optional<int64_t> unknown;
+  if (given(part, "unk_id")) unknown = part["unk_id"].get<int64_t>();
+  return std::make_unique<Unigram>(vocabulary, unknown, field(part, "byte_fallback", false));
+}
+
 // Old files give a model no type: each kind is told by a field that it alone has.
 std::string model_type(const json& part) {
   if (given(part, "type")) return type_of(part);
@@ -114,6 +155,7 @@ std::unique_ptr<Model> model_of(const json& part) {
   const std::string type = model_type(part);
   if (type == "WordPiece") return word_piece_of(part);
   if (type == "BPE") return bpe_of(part);
+  if (type == "Unigram") return unigram_of(part);
   refuse("model", type);
 }
 
