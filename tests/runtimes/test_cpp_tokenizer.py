@@ -1,0 +1,475 @@
+"""The C++ tokenizer core gives what Python's ``tokenizers`` gives: the same ids, offsets, masks and types."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import json
+import random
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _material import ROOT, SHARED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.implementations import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
+
+SOURCES = ROOT / "runtimes" / "linux" / "text"
+CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+NOT_TEXT = ("Cn", "Co", "Cs")
+
+HARD = [
+    "",
+    " ",
+    "   \t\r\n  ",
+    "Hello, world!",
+    "na\u00efve caf\u00e9 \u00c5ngstr\u00f6m",
+    unicodedata.normalize("NFD", "na\u00efve caf\u00e9 \u00c5ngstr\u00f6m Vi\u1ec7t Nam"),
+    "\u1ec7 \u0065\u0323\u0302 \u0065\u0302\u0323 \u0344 a\u0315\u0344",  # marks that have to be put in order
+    "\u0301 a \u0301b",  # a mark with nothing before it
+    "STRASSE Stra\u00dfe \u1e9e \u0130stanbul I\u0307 \u0131 \u03a3\u038f\u03a6\u039f\u03a3 \u01c5 \ufb01",
+    "\u4e2d\u6587\u5206\u8bcd abc\u4e2d \U00020000\u3042\u30ab\u30bf\u30ac \ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
+    "\U0001f44d\U0001f3fd \U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
+    "\U0001f1e9\U0001f1ea \u2764\ufe0f 1\ufe0f\u20e3",
+    "a\x00b\x01c\x7fd\x80e\x85f\xadg\u200bh\u200ei\u2028j\u2029k\ufeffl\ufffdm\u00a0n\u3000o\u2003p\u1680q\u180er",
+    "x" * 99 + " " + "x" * 100 + " " + "x" * 101 + " " + "x" * 5000,
+    "\u00e9" * 60 + " " + "e\u0301" * 60,
+    "[CLS] a [SEP]b[MASK]c [UNK][PAD] [mask] [ MASK ] [[MASK]] [MASK",
+    "<s> a </s>b<mask>c <unk><pad> <mask > <<mask>>  <mask>  x",
+    "Don't you'll WE'RE it's o'clock 'tis rock'n'roll \u2019s he'd I'm they've",
+    "12,345.67 \u0663\u0664 \u2167 \u00bd x\u00b2 1st 2nd mp3",
+    "a-b_c d.e/f\\g (h) [i] {j} <k> $l ^m `n ~o |p =q +r",
+    "\ud7ff\ue000\U0010ffff\U0001ffff\ufffe\uffff",  # around the surrogates, and characters that are none
+    "tab\there  two   three    four \n\n newline \n",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "\u05e9\u05b8\u05dc\u05d5\u05b9\u05dd \u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627",
+    "\u2581under\u2581score \u2581\u2581 x",
+    "\uff21\uff22\uff23 \uff11\uff12 \u3231 \u33a5 \u2460 \ufdfa",
+]  # fmt: skip
+
+WORDS = (
+    "the quick brown fox jumps over lazy dog caf\u00e9 na\u00efve un aff able token ##ization s t re don ll 1 2 3 12 "
+    "345 strasse stra\u00dfe istanbul \u4e2d \u6587 ##er ##s ##ing ##x x ##xx e ##e \u00e9 ##\u00e9 mask "
+    "special new york"
+).split()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is asked of both."""
+
+    text: str
+    pair: str | None = None
+    max_length: int | None = None
+    truncation: str = "longest_first"
+
+    def asked(self) -> str:
+        """As the C++ program reads it."""
+        given = {"text": self.text, "pair": self.pair, "max_length": self.max_length, "truncation": self.truncation}
+        return json.dumps({name: value for name, value in given.items() if value is not None}) + "\n"
+
+
+class Both:
+    """One tokenizer, as C++ and as Python runs it."""
+
+    def __init__(self, program: Path, tokenizer: Tokenizer, folder: Path) -> None:
+        tokenizer.no_padding()
+        self.python = tokenizer
+        self.file = folder / "tokenizer.json"
+        tokenizer.save(str(self.file))
+        self.process = subprocess.Popen(
+            [program, self.file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+
+    def close(self) -> None:
+        """End the program."""
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+
+    def cpp_answer(self, row: Row) -> dict[str, Any]:
+        """One line out, one line in."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(row.asked())
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def python_answer(self, row: Row) -> dict[str, Any]:
+        """In the same form."""
+        if row.max_length is None:
+            self.python.no_truncation()
+        else:
+            self.python.enable_truncation(row.max_length, strategy=row.truncation)
+        found = self.python.encode(row.text, row.pair)
+        return {
+            "ids": found.ids,
+            "offsets": [list(span) for span in found.offsets],
+            "special_mask": found.special_tokens_mask,
+            "type_ids": found.type_ids,
+        }
+
+    def mismatches(self, rows: Iterable[Row]) -> tuple[int, list[str]]:
+        """How many rows were compared, and what differs."""
+        count, different = 0, []
+        for row in rows:
+            count += 1
+            cpp, python = self.cpp_answer(row), self.python_answer(row)
+            if cpp != python:
+                different.append(f"{row!a}\n  C++    {cpp}\n  Python {python}")
+        return count, different
+
+    def check(self, rows: Iterable[Row]) -> int:
+        """No row differs; how many there were."""
+        count, different = self.mismatches(rows)
+        assert not different, f"{len(different)} of {count} differ:\n" + "\n".join(different[:3])
+        return count
+
+
+# --- the program and the tokenizers ---
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program `tokenize`, compiled here."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler: apt-get install g++")
+    folder = tmp_path_factory.mktemp("tokenize")
+    includes = [] if _has_json(compiler) else [f"-isystem{path}" for path in _json_headers()]
+    out = folder / "tokenize"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
+    sources = sorted(str(path) for path in SOURCES.glob("*.cc"))
+    done = subprocess.run(
+        [compiler, *flags, *includes, *sources, "-o", str(out)], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def _has_json(compiler: str) -> bool:
+    asked = [compiler, "-E", "-x", "c++", "-", "-o", "/dev/null"]
+    done = subprocess.run(asked, input="#include <nlohmann/json.hpp>\n", capture_output=True, text=True, timeout=100)
+    return done.returncode == 0
+
+
+def _json_headers() -> list[Path]:
+    """As the runners' build has them; skips where they cannot be had."""
+    path = ROOT / "runtimes" / "linux" / "build.py"
+    spec = importlib.util.spec_from_file_location("runtimes_build", path)
+    assert spec and spec.loader
+    build = importlib.util.module_from_spec(spec)
+    sys.modules["runtimes_build"] = build
+    spec.loader.exec_module(build)
+    try:
+        headers: list[Path] = build.fetch(build.JSON, "any", path.parent / "build" / "packages").headers
+    except build.BuildError as error:
+        pytest.skip(f"no nlohmann/json.hpp: {error}")
+    return headers
+
+
+def wordpiece(**options: Any) -> Tokenizer:
+    """A small vocabulary: words, and every character of the scripts as a token and as a word's part."""
+    lengths = options.pop("max_input_chars_per_word", 100)
+    single = [
+        c
+        for c in CHARACTERS[:0xD800]
+        if unicodedata.category(c) not in NOT_TEXT and not 0x3400 <= ord(c) < 0xD800 and not c.isspace()
+    ]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *single, *(f"##{c}" for c in single)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=lengths))
+    made.normalizer = normalizers.BertNormalizer(**options)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return made
+
+
+def with_added_tokens() -> Tokenizer:
+    """Every flag of an added token."""
+    made = wordpiece()
+    for number, (single, left, right, normal) in enumerate(itertools.product((False, True), repeat=4)):
+        content = f"<T{number:x}\u00c9>"
+        made.add_tokens([AddedToken(content, single_word=single, lstrip=left, rstrip=right, normalized=normal)])
+    made.add_tokens([AddedToken("New York", normalized=True), AddedToken("new", normalized=True, single_word=True)])
+    made.add_tokens([AddedToken("fox", normalized=False, single_word=True), AddedToken("foxes", normalized=False)])
+    made.add_special_tokens([AddedToken("[X]", lstrip=True, rstrip=True), AddedToken("[X]!", lstrip=True)])
+    return made
+
+
+def template() -> Tokenizer:
+    """A post-processor that has the second text first and specials of several ids."""
+    made = wordpiece(lowercase=False)
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A:3 [SEP] [SEP]:1",
+        pair="[CLS]:2 $B:1 [SEP] $A:0 [MASK]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3), ("[MASK]", 4)],
+    )
+    return made
+
+
+def plain() -> Tokenizer:
+    """Neither a normalizer nor a post-processor."""
+    made = wordpiece(max_input_chars_per_word=7)
+    made.normalizer = None
+    made.post_processor = None
+    return made
+
+
+def corpus() -> list[str]:
+    """What tokenizers are trained on: real text where it is here."""
+    path = SHARED / "data" / "wiki_sents" / "sentences.txt"
+    real = path.read_text(encoding="utf-8").splitlines()[5000:7000] if path.is_file() else []
+    return [*HARD, *real, *(" ".join(random.Random(seed).choices(WORDS, k=12)) for seed in range(200))]
+
+
+def bpe(*, ignore_merges: bool = False, **options: Any) -> Tokenizer:
+    """Trained here; every byte is in its alphabet."""
+    trained = ByteLevelBPETokenizer(**options)
+    trained.train_from_iterator(corpus(), vocab_size=1500, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    made = Tokenizer.from_str(trained.to_str())
+    if ignore_merges:
+        made.model.ignore_merges = True
+    return made
+
+
+def roberta() -> Tokenizer:
+    """As RoBERTa has it: the mask takes the space before it along."""
+    made = bpe(add_prefix_space=True)
+    made.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
+    made.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return made
+
+
+def unigram(*, byte_fallback: bool = False, **options: Any) -> Tokenizer:
+    """Trained here, with blanks folded; what is not in the training text is unknown, or its bytes."""
+    trained = SentencePieceUnigramTokenizer()
+    trained.train_from_iterator(
+        corpus(), vocab_size=600, special_tokens=["<s>", "<unk>", "</s>", "<mask>"], unk_token="<unk>"
+    )
+    file = json.loads(trained.to_str())
+    if byte_fallback:
+        file["model"]["vocab"] += [[f"<0x{byte:02X}>", -50.0] for byte in range(256)]
+        file["model"]["byte_fallback"] = True
+    made = Tokenizer.from_str(json.dumps(file))
+    made.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace("e.", "E..")])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(**options)
+    return made
+
+
+def minilm() -> Tokenizer:
+    """A real one."""
+    path = SHARED / "teachers" / "banking77-minilm-l6" / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip(f"no {path} (set EDGEKD_SHARED)")
+    return Tokenizer.from_file(str(path))
+
+
+MADE: dict[str, Callable[[], Tokenizer]] = {
+    "bert": wordpiece,
+    "bert-cased": lambda: wordpiece(lowercase=False),
+    "bert-strip": lambda: wordpiece(lowercase=False, strip_accents=True),
+    "bert-accents": lambda: wordpiece(lowercase=True, strip_accents=False),
+    "bert-raw": lambda: wordpiece(clean_text=False, handle_chinese_chars=False),
+    "bert-added": with_added_tokens,
+    "template": template,
+    "plain": plain,
+}
+MADE |= {
+    "bpe": bpe,
+    "bpe-prefix": lambda: bpe(add_prefix_space=True),
+    "bpe-untrimmed": lambda: bpe(add_prefix_space=True, trim_offsets=False),
+    "bpe-ignore-merges": lambda: bpe(ignore_merges=True),
+    "bpe-trimmed": lambda: bpe(trim_offsets=True),
+    "roberta": roberta,
+    "unigram": unigram,
+    "unigram-first": lambda: unigram(prepend_scheme="first"),
+    "unigram-whole": lambda: unigram(split=False),
+    "unigram-bytes": lambda: unigram(byte_fallback=True),
+}
+REAL: dict[str, Callable[[], Tokenizer]] = {"minilm": minilm}
+
+
+@pytest.fixture(scope="session", params=[*MADE, *REAL])
+def both(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    """Each tokenizer in turn."""
+    made = {**MADE, **REAL}[request.param]()
+    one = Both(program, made, tmp_path_factory.mktemp(request.param))
+    yield one
+    one.close()
+
+
+# --- what is compared ---
+
+EXTRA = [
+    f"{before}<T{number:x}\u00c9>{after}"
+    for number in range(16)
+    for before in ("", "a", "a ", "a  ", "!")
+    for after in ("", "b", " b", "  b", "<t3e>", " <T6\u00c9> ")
+] + [
+    "I live in NEW YORK, new york, renew yorker; news new NEW! foxes fox fox, foxy \u00e9fox fox\u0301",
+    "a [X]  [X]! [X] b[X]![X]",
+    " [X] [MASK] [X]![MASK] ",
+    "<T1\u00c9> <T1E\u0301> <t1e>",
+]
+
+
+def test_hard_texts(both: Both) -> None:
+    texts = HARD + EXTRA
+    both.check(Row(text) for text in texts)
+    both.check(Row(text + " " + other) for text, other in itertools.permutations(HARD, 2))
+
+
+def test_pairs_and_lengths(both: Both) -> None:
+    chance = random.Random(0)
+    rows = []
+    for _ in range(1500):
+        text, pair = chance.choice(HARD), chance.choice([None, *HARD])
+        rows.append(Row(text, pair, chance.choice([None, *range(6, 24), 64])))
+    both.check(rows)
+
+
+def test_every_character(both: Both) -> None:
+    """In a word, after a blank, and among marks; of the planes that hold next to nothing, a sample."""
+    check_characters(
+        both, [c for c in CHARACTERS if ord(c) < 0x20000 or 0xE0000 <= ord(c) < 0xE0200 or ord(c) % 61 == 0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_character_of_all_planes(both: Both) -> None:
+    check_characters(both, CHARACTERS, every=1)
+
+
+def check_characters(both: Both, characters: list[str], every: int = 7) -> None:
+    """48 characters to a text; of the rarer forms each so many'th text."""
+    for form, step in (
+        ("a{}b", 1),
+        (" {}", every),
+        ("{}\u0323\u0301", every),
+        ("\u0345{}\u0334", every),
+        ("1{}", every),
+    ):
+        both.check(
+            Row(" ".join(form.format(c) for c in characters[start : start + 48]))
+            for start in range(0, len(characters), 48 * step)
+        )
+
+
+SNIPPETS = [
+    *HARD[:12],
+    "[MASK]",
+    "<mask>",
+    "<T3\u00c9>",
+    "[X]",
+    " ",
+    "  ",
+    "'s",
+    "'ll",
+    "\u0301",
+    "\u0323",
+    "\u4e2d",
+    "\n",
+    "12",
+]
+TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(SNIPPETS), max_size=6).map("".join)
+ROWS = st.builds(Row, TEXTS, st.none() | TEXTS, st.none() | st.integers(5, 40))
+LAX = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=LAX, database=None, derandomize=True)
+@given(row=ROWS)
+def test_any_text(both: Both, row: Row) -> None:
+    both.check([row])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@settings(max_examples=100_000, deadline=None, suppress_health_check=LAX, database=None)
+@given(row=ROWS)
+def test_very_many_texts(both: Both, row: Row) -> None:
+    both.check([row])
+
+
+def real_lines() -> list[str]:
+    """Of the data sets that are here."""
+    lines: list[str] = []
+    banking, wiki, pictures = (SHARED / "data" / name for name in ("banking77", "wiki_sents", "multi30k_en_de"))
+    if (banking / "train.csv").is_file():
+        with (banking / "train.csv").open(encoding="utf-8", newline="") as file:
+            lines += [row["text"] for row in csv.DictReader(file)][:5000]
+    if (wiki / "sentences.txt").is_file():
+        lines += (wiki / "sentences.txt").read_text(encoding="utf-8").splitlines()[:5000]
+    if (pictures / "validation.jsonl").is_file():
+        rows = [json.loads(line) for line in (pictures / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines += [row[language] for language in ("de", "en") for row in rows]
+    if not lines:
+        pytest.skip(f"no data sets under {SHARED / 'data'} (set EDGEKD_SHARED)")
+    return lines
+
+
+def test_real_lines(both: Both) -> None:
+    lines = real_lines()
+    assert len(lines) >= 10_000
+    rows = [Row(line, max_length=64) for line in lines]
+    rows += [Row(one, other, 32) for one, other in itertools.pairwise(lines[::10])]
+    both.check(rows)
+
+
+# --- what is refused ---
+
+
+def _run(program: Path, file: Path, rows: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, file], input="".join(rows), capture_output=True, text=True, timeout=60)
+
+
+def test_only_second_is_cut(program: Path, tmp_path: Path) -> None:
+    one = Both(program, wordpiece(), tmp_path)
+    long, short = "the quick brown fox " * 5, "lazy dog"
+    one.check([Row(short, long, size, "only_second") for size in range(6, 25)])
+    one.check([Row(long, short, size, "only_first") for size in range(6, 25)])
+    answer = one.cpp_answer(Row(long, short, 10, "only_second"))
+    assert "too short" in answer["error"]
+    one.close()
+
+
+def test_bad_lines_are_answered_and_the_next_is_run(program: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    wordpiece().save(str(file))
+    bad = ["{\n", '{"pair": "x"}\n', '{"text": "\\ud800"}\n', Row("a", max_length=1).asked(), Row("a").asked()]
+    done = _run(program, file, bad)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert ["error" in answer for answer in answers] == [True, True, True, True, False]
+    assert "max_length 1 does not hold the 2 special tokens" in answers[3]["error"]
+
+
+def test_what_is_not_written_is_refused_by_name(program: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    wordpiece().save(str(file))
+    known = json.loads(file.read_text(encoding="utf-8"))
+    cases = [
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}]}}, "normalizer Nmt"),
+        ({"pre_tokenizer": {"type": "UnicodeScripts"}}, "pre-tokenizer UnicodeScripts"),
+        ({"model": {"type": "WordLevel", "vocab": {}}}, "model WordLevel"),
+        ({"post_processor": {"type": "Unheard"}}, "post-processor Unheard"),
+    ]
+    for change, told in cases:
+        file.write_text(json.dumps(known | change), encoding="utf-8")
+        done = _run(program, file, [])
+        assert done.returncode == 1 and told in done.stderr, (told, done.stderr)
+    file.write_text("{}", encoding="utf-8")
+    assert "no tokenizer.json" in _run(program, file, []).stderr
+    assert "cannot be opened" in _run(program, tmp_path / "none.json", []).stderr
