@@ -1,6 +1,6 @@
 """Does the bench tell a real slow-down from none? Identical artefacts, a planted 5 %, and a busy machine.
 
-    python benchmarks/detect.py [--rounds 20] [--seconds 1.5] [--blocks 10] [--slower 0.05] [--skip-busy]
+    python benchmarks/detect.py [--rounds 20] [--seconds 3] [--blocks 40] [--slower 0.05] [--skip-busy]
                                 [--markdown FILE]
 
 A round is what the bench does for three artefacts: a fresh worker each on this machine's transport, warm-up, and timed
@@ -11,7 +11,7 @@ processor. As in the bench, a machine whose other processes used more than a ten
 then only large differences get a word; the words of the plain rule are printed beside.
 
 Goals on an idle machine: at most one false word in 20 rounds, 18 of 20 slow-downs found. On a busy one: no wrong word.
-Prints one JSON document; the Markdown table goes to ``--markdown`` or stderr. The default run takes about five minutes.
+Prints one JSON document; the Markdown table goes to ``--markdown`` or stderr. The default takes eight minutes.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def main() -> None:
     """Measure, and print one JSON document."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=20)
-    arguments.add_argument("--seconds", type=float, default=1.5, help="timed, for each artefact of a round")
-    arguments.add_argument("--blocks", type=int, default=10)
+    arguments.add_argument("--seconds", type=float, default=3.0, help="timed, for each artefact of a round")
+    arguments.add_argument("--blocks", type=int, default=40)
     arguments.add_argument("--slower", type=float, default=0.05)
     arguments.add_argument("--skip-busy", action="store_true")
     arguments.add_argument("--markdown", type=Path)

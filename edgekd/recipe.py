@@ -295,7 +295,7 @@ class Bench(Section):
     min_runs: int = Field(100, ge=1, description="At least this many timed runs in all blocks...")
     min_seconds: float = Field(3.0, ge=0, description="...and at least this long...")
     max_seconds: float = Field(30.0, gt=0, description="...but no longer.")
-    blocks: int = Field(10, ge=1, description="Interleaved blocks per artefact (A B A B ...), shuffled.")
+    blocks: int = Field(40, ge=1, description="Interleaved blocks per artefact (A B A B ...), shuffled.")
     cold_loads: int = Field(3, ge=0, description="Fresh processes for load time and first inference.")
     timeout_seconds: int = Field(300, ge=1, description="A worker that takes longer is stopped.")
     verify: Literal["golden", "test"] = Field(

@@ -19,6 +19,7 @@ from edgekd.recipe import Bench
 
 SCHEMA = "edgekd/runner/1"
 SEED = 0  # of the order of the blocks; the same in every run
+REFILL = 2  # untimed runs of a later block: another process had the caches in between
 AT_ONCE = 64  # rows of the test split in one request
 PROFILED = 20  # runs behind a profile
 FRESH = ("memory", "load")  # steps that are a process of their own; "time" opens the worker, the rest asks it
@@ -124,8 +125,8 @@ def _blocks(found: Sequence[Subject], length: Length, bench: Bench, chance: rand
     for number in range(bench.blocks):
         request = {
             "request": "block",
-            "warmup_runs": bench.warmup_runs,
-            "warmup_seconds": bench.warmup_seconds if number == 0 else 0,  # later blocks only refill the caches
+            "warmup_runs": bench.warmup_runs if number == 0 else min(REFILL, bench.warmup_runs),
+            "warmup_seconds": bench.warmup_seconds if number == 0 else 0,
             "min_runs": -(-bench.min_runs // bench.blocks),
             "min_seconds": bench.min_seconds / bench.blocks,
             "max_seconds": bench.max_seconds / bench.blocks,
