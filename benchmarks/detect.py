@@ -33,12 +33,11 @@ from typing import Any
 import numpy as np
 
 from edgekd import registry
-from edgekd.bench import devices, statistics
+from edgekd.bench import devices, results, statistics
 from edgekd.bench.transports import local
 from edgekd.measurement import FLAGS
 
 SCHEMA = "edgekd/runner/1"
-OTHERS = 0.1  # share of the processors that other processes may use, as the bench flags it
 TEXTS, LENGTH, WIDTH, LAYERS = 8, 24, 256, 8  # an inference of about half a millisecond
 SLOW = '''"""The runner {runner}, each inference {slower:.1%} longer: it spins inside the timed region."""
 import dataclasses, importlib.util, os, sys, time
@@ -162,7 +161,7 @@ def several(places: Mapping[str, tuple[Path, Path]], asked: argparse.Namespace) 
 
 def doubted(found: Sequence[Mapping[str, Any]]) -> int:
     """Rounds in which other processes used more than the bench allows."""
-    return sum(one["others_share"] > OTHERS for one in found)
+    return sum(one["others_share"] > results.OTHERS for one in found)
 
 
 def one_round(places: Mapping[str, tuple[Path, Path]], asked: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def one_round(places: Mapping[str, tuple[Path, Path]], asked: argparse.Namespace
         transport.close()
     samples = {name: [block["samples_ns"] for block in some] for name, some in blocks.items()}
     medians = [median(block) for block in samples["one"]]
-    share = others_share([block for some in blocks.values() for block in some])
+    share = results.others_share([block for some in blocks.values() for block in some]) or 0.0
     return {
         "others_share": round(share, 3),
         "median_ms": round(median(medians) / 1e6, 4),
@@ -212,17 +211,9 @@ def one_round(places: Mapping[str, tuple[Path, Path]], asked: argparse.Namespace
 def compared(a: statistics.Blocks, b: statistics.Blocks, share: float) -> dict[str, Any]:
     """The word that the bench gives, and the one it would give if it did not look at other processes."""
     plain = statistics.compare(a, b)
-    told = statistics.compare(a, b, doubt=FLAGS["loaded_machine"]) if share > OTHERS else plain
+    told = statistics.compare(a, b, doubt=FLAGS["loaded_machine"]) if share > results.OTHERS else plain
     bounds = [round(bound, 4) for bound in plain.interval or ()]
     return {"word": told.verdict, "plain": plain.verdict, "ratio": round(plain.ratio, 4), "interval": bounds}
-
-
-def others_share(blocks: Sequence[Mapping[str, Any]]) -> float:
-    """Share of all processors that other processes used while blocks were timed; 0 where the kernel does not tell."""
-    if any(block["machine_busy_ns"] is None for block in blocks):
-        return 0.0
-    busy = sum(block["machine_busy_ns"] - block["cpu_ns"] for block in blocks)
-    return max(0.0, busy / sum(block["wall_ns"] * block["cpus"] for block in blocks))
 
 
 def ask(worker: Any, document: Mapping[str, Any]) -> dict[str, Any]:

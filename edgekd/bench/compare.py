@@ -181,9 +181,7 @@ def drift_of(one: Measurement) -> float | None:
     kept = one.observed.get("baseline", {}).get("drift")
     if kept is not None:
         return float(kept)
-    samples: Sequence[int] = (getattr(one, "sustained", None) or {}).get("samples_ns", ())
-    size = len(samples) // 10
-    return round(median(samples[-size:]) / max(median(samples[:size]), 1), 4) if size else None
+    return statistics.drift(one.sustained.get("samples_ns", ()))
 
 
 def energy_of(one: Measurement) -> float | None:

@@ -16,11 +16,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from edgekd.artifact import Facts
-from edgekd.bench import compare, statistics
+from edgekd.bench import results
 from edgekd.errors import BadInput
 from edgekd.measurement import FLAGS, SCHEMA, Measurement
 
@@ -63,7 +62,6 @@ SHOWN = (
     "first ms",
     "peak MB",
 )
-SEED = 0  # of the bootstrap, as in the bench's summaries
 # Characters that XML 1.0 cannot hold, however escaped (its section 2.2).
 UNPRINTABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -105,7 +103,7 @@ def google_benchmark(measurements: Sequence[Measurement], *, version: str = "") 
 
 def _untimed(one: Measurement) -> str:
     """Why its times say nothing; empty where they do."""
-    return one.error or (FLAGS.get("emulated", "emulated") if "emulated" in one.flags else "")
+    return one.error or (FLAGS["emulated"] if "emulated" in one.flags else "")
 
 
 def _case(one: Measurement, number: int) -> Facts:
@@ -140,40 +138,19 @@ def _cpu_ms(one: Measurement) -> float | None:
 
 
 def _row(one: Measurement) -> dict[str, Any]:
-    """A measurement as a flat row: COLUMNS. Times in ms, memory in 10^6 bytes; None where not measured."""
-    samples = one.samples_ns() if one.error is None else []
-    interval = statistics.median_interval(one.latency_ns, seed=SEED) if samples else (None, None)
-    peak, energy = one.memory.get("peak_above_bytes"), compare.energy_of(one)
-    return {
-        "target": one.target,
-        "scheme": one.scheme,
-        "device": one.device,
-        "runtime": one.runtime,
-        "threads": one.threads,
-        "tokens": one.tokens,
-        "length": one.requested.get("length"),
-        "p50_ms": _ms(statistics.block_median(one.latency_ns)) if samples else None,
-        "p50_low_ms": _ms(interval[0]),
-        "p50_high_ms": _ms(interval[1]),
-        "p90_ms": _ms(statistics.percentile(samples, 90)) if samples else None,
-        "p99_ms": _ms(statistics.percentile(samples, 99)) if samples else None,
-        "min_ms": _ms(min(samples)) if samples else None,
-        "runs": compare.runs_of(one) if samples else 0,
-        "blocks": len([block for block in one.latency_ns if block]),
-        "load_ms": _ms(median(one.load_ns)) if one.load_ns else None,
-        "first_ms": _ms(median(one.first_inference_ns)) if one.first_inference_ns else None,
-        "peak_mb": None if peak is None else round(peak / 1e6, 3),
-        "energy_mj": None if energy is None else round(energy / 1e3, 4),
-        "drift": compare.drift_of(one),
-        "backend": one.observed.get("backend"),
-        "flags": " ".join(one.flags),
+    """A measurement as a flat row: COLUMNS, from the bench's own summary of it."""
+    found, samples = results.summarise(one), one.samples_ns() if one.error is None else []
+    low, high = found["p50_ci_ms"] or (None, None)
+    more = {
         "artifact": one.artifact,
-        "error": one.error,
+        "runtime": one.runtime,
+        "p50_low_ms": low,
+        "p50_high_ms": high,
+        "min_ms": round(min(samples) / 1e6, 5) if samples else None,
+        "blocks": len([block for block in one.latency_ns if block]),
+        "flags": " ".join(one.flags),
     }
-
-
-def _ms(ns: float | None) -> float | None:
-    return None if ns is None else round(ns / 1e6, 5)
+    return {name: {**found, **more}[name] for name in COLUMNS}
 
 
 def csv_text(measurements: Sequence[Measurement]) -> str:

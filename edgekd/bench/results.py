@@ -15,7 +15,7 @@ from edgekd.bench import schedule, statistics
 from edgekd.bench.devices import Device
 from edgekd.bench.harness import Record
 from edgekd.bench.subjects import Length, Subject
-from edgekd.measurement import Measurement
+from edgekd.measurement import FLAGS, Measurement
 from edgekd.recipe import Bench
 
 SEED = 0  # of the bootstrap
@@ -24,7 +24,6 @@ STABLE = 60  # stability score below which a measurement is flagged
 MINIMAL_SECONDS = 0.2  # the kernel counts processor time in steps of 10 ms: too coarse for shorter blocks
 COARSE = 20  # an inference shorter than this many ticks of the clock is not resolved
 HOT = 45.0  # degrees Celsius of a battery, where a profile sets no limit: phones throttle about there
-WINDOWS = 10  # parts of a sustained run; the drift is the last one's median over the first one's
 
 # What an artefact is meant to run on. The runner reports what it did run on.
 BACKENDS = {"onnx": "CPUExecutionProvider", "litert": "XNNPACK", "executorch": "XnnpackBackend", "openvino": "CPU"}
@@ -150,7 +149,7 @@ def summarise(one: Measurement, device: Device | None = None) -> Facts:
     """
     samples = one.samples_ns() if one.error is None else []
     interval = statistics.median_interval(one.latency_ns, seed=SEED) if samples else None
-    peak, energy = one.memory.get("peak_above_bytes"), one.observed.get("energy_uj")
+    peak, energy = one.memory.get("peak_above_bytes"), comparing.energy_of(one)
     return {
         "target": one.target,
         "scheme": one.scheme,
@@ -163,14 +162,14 @@ def summarise(one: Measurement, device: Device | None = None) -> Facts:
         "p50_ci_ms": [_ms(bound) for bound in interval] if interval else None,
         "p90_ms": _ms(statistics.percentile(samples, 90)) if samples else None,
         "p99_ms": _ms(statistics.percentile(samples, 99)) if samples else None,
-        "runs": len(samples),
+        "runs": comparing.runs_of(one) if samples else 0,
         "load_ms": _ms(median(one.load_ns)) if one.load_ns else None,
         "first_ms": _ms(median(one.first_inference_ns)) if one.first_inference_ns else None,
         "peak_mb": round(peak / 1e6, 3) if peak is not None else None,
         "energy_mj": round(energy / 1e3, 4) if energy is not None and samples else None,
         "curve": [[_ms(ns), share] for ns, share in statistics.curve(samples)] if samples else None,
         "stability": round(statistics.stability(samples), 1) if samples else None,
-        "drift": drift(one.sustained),
+        "drift": comparing.drift_of(one),
         "backend": one.observed.get("backend"),
         "versions": dict(one.observed.get("versions", {})),
         "golden": dict(one.golden),
@@ -180,13 +179,6 @@ def summarise(one: Measurement, device: Device | None = None) -> Facts:
         "flags": list(one.flags),
         "error": one.error,
     }
-
-
-def drift(sustained: Mapping[str, Any]) -> float | None:
-    """Median of the last tenth of a sustained run over that of the first; None where there was none."""
-    samples = sustained.get("samples_ns", [])
-    size = len(samples) // WINDOWS
-    return round(median(samples[-size:]) / max(median(samples[:size]), 1), 4) if size else None
 
 
 def _ms(ns: float) -> float:
@@ -216,7 +208,7 @@ def compare(measurements: Sequence[Measurement]) -> list[Facts]:
                 "verdict": "cannot tell" if emulated else found.verdict,
                 "ratio": round(found.ratio, 4),
                 "p": found.p,
-                "why": "an emulated processor: numerics only, not latency" if emulated else found.why,
+                "why": FLAGS["emulated"] if emulated else found.why,
             }
         )
     return rows

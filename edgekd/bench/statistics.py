@@ -19,6 +19,7 @@ DOUBTFUL = 0.10  # the same where the machine was busy: see ``compare``
 CONFIDENCE = 0.98  # of the interval that decides a word; tests/bench/test_statistics.py has what it costs and finds
 TRIM = 5  # one block in this many is cut off at either end, from TRIM + 1 blocks on
 RESAMPLES = 2000
+WINDOWS = 10  # parts of a sustained run
 
 Blocks = Sequence[Sequence[float]]
 
@@ -39,6 +40,12 @@ def curve(samples: Sequence[float], points: int = 41) -> list[list[float]]:
     ordered = sorted(samples)
     shares = sorted({*(n / (points - 1) for n in range(points)), 0.95, 0.99})
     return [[percentile(ordered, 100 * share), round(share, 4)] for share in shares]
+
+
+def drift(samples: Sequence[float]) -> float | None:
+    """Median of the last tenth over that of the first: a run without a pause that got slower; None for under 10."""
+    size = len(samples) // WINDOWS
+    return round(median(samples[-size:]) / max(median(samples[:size]), 1), 4) if size else None
 
 
 def block_median(blocks: Blocks) -> float:

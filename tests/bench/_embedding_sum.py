@@ -84,3 +84,15 @@ def write_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
 def row(*ids: int) -> dict[str, list[int]]:
     """One row of a job: real ids, all of them attended to."""
     return {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
+
+
+BLOCK = {
+    "schema": "edgekd/runner/1",
+    "request": "block",
+    "rows": [row(1, 2, 3), row(4, 5)],
+    "warmup_runs": 3,
+    "warmup_seconds": 0,
+    "min_runs": 25,
+    "min_seconds": 0,
+    "max_seconds": 30,
+}

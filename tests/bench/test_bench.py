@@ -12,7 +12,7 @@ import pytest
 from _embedding_sum import WORDS, write_small, write_tokenizer
 
 from edgekd import artifact, measurement, recipe, registry
-from edgekd.bench import harness, results, stage, subjects
+from edgekd.bench import harness, results, stage, statistics, subjects
 from edgekd.errors import BadInput
 
 READS = ("bench", "task", "data.max_length", "teacher.model")
@@ -237,7 +237,7 @@ def test_more_is_measured_where_it_is_asked_for(data, export, tmp_path) -> None:
     longest = next(line for line in lines if line.requested["length"] == "max")
     assert sum(longest.sustained["samples_ns"]) >= 0.3e9  # half a second, less what is between two inferences
     row = next(row for row in facts["summaries"] if row["length"] == "max")
-    assert row["drift"] == results.drift(longest.sustained) > 0
+    assert row["drift"] == statistics.drift(longest.sustained["samples_ns"]) > 0
     assert {one["type"] for one in longest.operators} and all(one["ns"] >= 0 for one in longest.operators)
     examples = [line for line in (data.path / "test.jsonl").read_text().splitlines() if line]
     assert row["test"]["samples"] == len(examples)
@@ -245,8 +245,8 @@ def test_more_is_measured_where_it_is_asked_for(data, export, tmp_path) -> None:
 
 
 def test_drift_is_the_last_tenth_over_the_first() -> None:
-    assert results.drift({"samples_ns": [100] * 10 + [130] * 80 + [150] * 10}) == 1.5
-    assert results.drift({"samples_ns": [1] * 9}) is None and results.drift({}) is None
+    assert statistics.drift([100] * 10 + [130] * 80 + [150] * 10) == 1.5
+    assert statistics.drift([1] * 9) is None and statistics.drift([]) is None
 
 
 def test_energy_is_of_one_inference() -> None:

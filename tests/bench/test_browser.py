@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _embedding_sum import TABLE_VC, logits_of, row, write_small
+from _embedding_sum import BLOCK, TABLE_VC, logits_of, row, write_small
 
 from edgekd import registry
 from edgekd.bench import devices, runners
@@ -34,16 +34,6 @@ from edgekd.errors import BadInput, DeviceError
 
 WEB = registry.folder("runtimes") / "web"
 SCHEMA = "edgekd/runner/1"
-BLOCK = {
-    "schema": SCHEMA,
-    "request": "block",
-    "rows": [row(1, 2, 3), row(4, 5)],
-    "warmup_runs": 3,
-    "warmup_seconds": 0,
-    "min_runs": 25,
-    "min_seconds": 0,
-    "max_seconds": 30,
-}
 Ask = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _embedding_sum import TABLE_VC, logits_of, row, write_onnx, write_small
+from _embedding_sum import BLOCK, TABLE_VC, logits_of, row, write_onnx, write_small
 
 from edgekd import registry
 from edgekd.bench import runners
@@ -24,16 +24,6 @@ SCHEMA = "edgekd/runner/1"
 BUILD = registry.folder("runtimes") / "linux" / "build.py"
 QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
-BLOCK = {
-    "schema": SCHEMA,
-    "request": "block",
-    "rows": [row(1, 2, 3), row(4, 5)],
-    "warmup_runs": 3,
-    "warmup_seconds": 0,
-    "min_runs": 25,
-    "min_seconds": 0,
-    "max_seconds": 30,
-}
 Runner = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 

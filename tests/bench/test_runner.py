@@ -9,18 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _embedding_sum import TABLE_VC, logits_of, row, write_small
-
-BLOCK = {
-    "schema": "edgekd/runner/1",
-    "request": "block",
-    "rows": [row(1, 2, 3), row(4, 5)],
-    "warmup_runs": 3,
-    "warmup_seconds": 0,
-    "min_runs": 25,
-    "min_seconds": 0,
-    "max_seconds": 30,
-}
+from _embedding_sum import BLOCK, TABLE_VC, logits_of, row, write_small
 
 
 def test_the_runner_knows_the_processors_whose_int8_products_saturate(runner_file: Path) -> None:
