@@ -563,6 +563,19 @@ def test_a_browser_that_dies_is_started_again(job, tiny_onnx: Path) -> None:  # 
 
 
 @needs_browser
+def test_a_page_can_be_opened_in_the_moment_of_the_browsers_death(job, tiny_onnx: Path) -> None:  # type: ignore[no-untyped-def]
+    """Nobody has heard of it yet: the call that finds out starts another one."""
+    transport = browser.connect(profile())
+    try:
+        for _ in range(3):
+            assert transport._pid is not None
+            os.killpg(transport._pid, signal.SIGKILL)
+            assert asked(transport, {**job, "phase": "load"})[0] == 0
+    finally:
+        transport.close()
+
+
+@needs_browser
 def test_closing_leaves_no_browser_even_with_a_page_that_hangs(job, tiny_onnx: Path) -> None:  # type: ignore[no-untyped-def]
     transport = browser.connect(profile())
     pid = transport._pid

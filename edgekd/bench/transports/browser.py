@@ -248,10 +248,23 @@ class Browser:
             self._pid = None
 
     def _page(self) -> _Page:
-        if not self._browser.is_connected():  # it crashed, and took all pages with it: the next page gets a new one
-            self._kill()
-            self._call(self._started(), START)
+        if self._browser.is_connected():
+            try:
+                return self._call(self._opened(), OPEN + GRACE)
+            except DeviceError:
+                if not self._call(self._gone(), 2 * GRACE):
+                    raise
+        self._kill()  # it crashed, and took all pages with it: the next page gets a new one
+        self._call(self._started(), START)
         return self._call(self._opened(), OPEN + GRACE)
+
+    async def _gone(self) -> bool:
+        """Whether the browser has ended; Playwright hears of it a moment after the first call that fails for it."""
+        for _ in range(20):
+            if not self._browser.is_connected():
+                return True
+            await asyncio.sleep(GRACE / 20)
+        return False
 
     async def _opened(self) -> _Page:
         context = await self._browser.new_context(service_workers="block", accept_downloads=False)
