@@ -344,6 +344,7 @@ def bundle_make(
     target: Annotated[str | None, typer.Option("--target", help="Runtime; default: the run's first.")] = None,
     scheme: Annotated[str | None, typer.Option("--scheme", help="Scheme; default: the run's first.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Package name; default: the recipe's.")] = None,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="native or library; default: the platform's.")] = "",
     key: Annotated[Path | None, typer.Option("--key", help="Private key (PEM) to sign with.")] = None,
     allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help="Also what failed; it says so.")] = False,
     as_json: Json = False,
@@ -355,7 +356,7 @@ def bundle_make(
     loaded, folder = _load(run, None, None)
     result = pipeline.collect(loaded, folder)
     wanted = [target or loaded.export.targets[0], scheme or next(iter(loaded.quantize.schemes), "fp32")]
-    made = pipeline.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted))
+    made = pipeline.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted), tokenizer)
     found = stage.make(made, platform, out, allow_unverified=allow_unverified, key=key)
     if as_json:
         return _json(found)

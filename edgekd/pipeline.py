@@ -8,6 +8,7 @@ functions are named, and imported by whoever runs them.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -598,7 +599,7 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
     return found
 
 
-def app(result: Result, name: str, artefact: str) -> App:
+def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
     """One artefact of a finished run as a bundle takes it; raises BadInput for an unknown or unmade one."""
     found = {one: (target, scheme) for one, target, scheme in artifacts_of(result)}
     export = result.steps.get(f"export-{artefact}")
@@ -630,7 +631,19 @@ def app(result: Result, name: str, artefact: str) -> App:
             "artifact": export.digest,
             "tools": artifact.read_json(export.path / artifact.MANIFEST)["tools"],
         },
+        extra=_app_settings(result),
+        tokenizer=tokenizer,
     )
+
+
+def _app_settings(result: Result) -> dict[str, Any]:
+    """What an app must know of the task beside its labels; most tasks have nothing to say."""
+    told = getattr(registry.load("tasks", result.recipe.task), "app_settings", None)
+    if told is None:
+        return {}
+    lines = result.steps["data"].file("test.jsonl").read_text(encoding="utf-8").split("\n")
+    found: dict[str, Any] = told([json.loads(line) for line in lines if line])
+    return found
 
 
 def report(result: Result) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class App:
     verdict: Mapping[str, Any]
     measured: Mapping[str, Any]  # its row of the report
     provenance: Mapping[str, Any]  # recipe, teacher, data, tools
+    extra: Mapping[str, Any]  # what the task's answers depend on beside the labels (a task's `app_settings`)
+    tokenizer: str = ""  # of the platform's TOKENIZERS; "": its first
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class App:
             "pad_id": self.pad_id,
             "labels": list(self.labels),
             "bound": self.bound,
+            **self.extra,
         }
 
 
@@ -57,7 +60,12 @@ class Platform(Protocol):
     TARGETS: frozenset[str]  # whose artefacts it can carry
     TASKS: frozenset[str]  # what its library has an API for
     RUNTIMES: Mapping[str, str]  # by target: the package that the app adds
-    USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README
+    TOKENIZERS: tuple[str, ...]  # "native": the core in runtimes/; "library": the platform's own; the default first
+    USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README; {name} stands for the bundle's name
+
+    def place(self, app: App) -> str:
+        """The folder of ``app.json`` and ``model/`` in the bundle, as the library looks for them; "" for the top."""
+        ...
 
     def files(self, app: App) -> Mapping[str, bytes | Path]:
         """Code and configuration by place in the bundle; model, golden inputs and provenance are added by the stage."""

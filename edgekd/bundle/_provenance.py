@@ -29,7 +29,9 @@ def text(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
-def manifest(app: App, platform: str, digests: Mapping[str, str], sizes: Mapping[str, int], unverified: bool) -> Facts:
+def manifest(
+    app: App, platform: str, place: str, digests: Mapping[str, str], sizes: Mapping[str, int], unverified: bool
+) -> Facts:
     """``bundle.json``."""
     return {
         "schema": SCHEMA,
@@ -42,7 +44,8 @@ def manifest(app: App, platform: str, digests: Mapping[str, str], sizes: Mapping
         "unverified": list(app.verdict["reasons"]) or ["the run's gate was not passed"] if unverified else [],
         "provenance": dict(app.provenance),
         "licenses": licenses(app),
-        "parts": parts(sizes),
+        "parts": parts(sizes, place),
+        "place": place,
         "files": dict(sorted(digests.items())),
     }
 
@@ -59,15 +62,17 @@ def licenses(app: App) -> list[dict[str, Any]]:
     ]
 
 
-def parts(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes that the bundle adds to an app, by part; the runtime's package comes on top."""
+def parts(sizes: Mapping[str, int], place: str) -> dict[str, int]:
+    """Bytes that the bundle adds to an app, by part; the runtime's package comes on top. Code is its source."""
     found = {"model": 0, "tokenizer": 0, "code": 0, "tests and papers": 0}
+    inside = f"{place}/" if place else ""
     for name, size in sizes.items():
-        if name.startswith("model/"):
+        if name == f"{inside}model/golden.json" or ("/" not in name and name != "app.json"):
+            kind = "tests and papers"
+        elif name.startswith(f"{inside}model/"):
             kind = "tokenizer" if "token" in name or "vocab" in name else "model"
-            kind = "tests and papers" if name == "model/golden.json" else kind
         else:
-            kind = "tests and papers" if "/" not in name and name != "app.json" else "code"
+            kind = "code"
         found[kind] += size
     return found
 

@@ -16,6 +16,12 @@ RUNTIMES = {
     "executorch": "executorch",
     "openvino": "openvino",
 }
+TOKENIZERS = ("library",)
+
+
+def place(app: App) -> str:
+    """The top."""
+    return ""
 
 
 def files(app: App) -> Mapping[str, bytes | Path]:

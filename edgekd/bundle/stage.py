@@ -7,6 +7,7 @@ is written beside its place and moved there whole.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from edgekd import registry
 from edgekd.artifact import Facts, sha256_file
-from edgekd.bundle import _provenance
+from edgekd.bundle import _native, _provenance
 from edgekd.bundle._contract import App
 from edgekd.errors import BadInput
 
@@ -25,23 +26,24 @@ LEFT_OUT = frozenset({"manifest.json"})  # of the artefact's folder: it names th
 def make(app: App, platform: str, out: Path, *, allow_unverified: bool = False, key: Path | None = None) -> Facts:
     """Write the bundle to ``out``; facts: ``bundle.json`` without the digests. BadInput comes before any writing."""
     module = registry.load("platforms", platform)
+    app = dataclasses.replace(app, tokenizer=app.tokenizer or module.TOKENIZERS[0])
     _check(app, platform, module, out, allow_unverified)
-    part = out.with_name(out.name + ".partial")
+    part, place = out.with_name(out.name + ".partial"), module.place(app)
     shutil.rmtree(part, ignore_errors=True)
     try:
         for path in sorted(app.artifact.rglob("*")):
             if path.is_file() and path.name not in LEFT_OUT:
-                _put(part / "model" / path.relative_to(app.artifact), path)
+                _put(part / place / "model" / path.relative_to(app.artifact), path)
         for name, content in module.files(app).items():
             _put(part / name, content)
-        _put(part / "app.json", _provenance.text(app.settings))
+        _put(part / place / "app.json", _provenance.text(app.settings))
         _put(part / "README.md", _readme(app, platform, module).encode())
         digests = _digests(part)
         _put(part / _provenance.BOM, _provenance.text(_provenance.bom(app, digests, module.RUNTIMES[app.target])))
         digests = _digests(part)
         sizes = {name: (part / name).stat().st_size for name in digests}
         unverified = app.verdict["verdict"] != "pass"
-        stated = _provenance.manifest(app, platform, digests, sizes, unverified)
+        stated = _provenance.manifest(app, platform, place, digests, sizes, unverified)
         _put(part / _provenance.MANIFEST, _provenance.text(stated))
         if key is not None:
             _provenance.sign(part, key)
@@ -57,12 +59,15 @@ def _check(app: App, platform: str, module: Any, out: Path, allow_unverified: bo
     if not NAME.fullmatch(app.name):
         todo = "Lower-case letters, digits and single hyphens, a letter first: --name my-intents."
         raise BadInput(f"'{app.name}' is no package name", where="--name", todo=todo)
-    for what, mine, known in (("target", app.target, module.TARGETS), ("task", app.task, module.TASKS)):
-        if mine not in known:
-            todo = f"It takes {', '.join(sorted(known))}."
+    known = {"target": module.TARGETS, "task": module.TASKS, "tokenizer": module.TOKENIZERS}
+    for what, mine in (("target", app.target), ("task", app.task), ("tokenizer", app.tokenizer)):
+        if mine not in known[what]:
+            todo = f"It takes {', '.join(sorted(known[what]))}."
             raise BadInput(f"{platform} has no library for the {what} {mine}", where="bundle", todo=todo)
     if not (app.artifact / "tokenizer.json").is_file():
         raise BadInput("there is no tokenizer.json, so no text can be read", where=str(app.artifact))
+    if app.tokenizer == "native":
+        _native.check(app.artifact / "tokenizer.json")
     if app.verdict["verdict"] != "pass" and not allow_unverified:
         reasons = "; ".join(app.verdict["reasons"][:3]) or "it was not verified"
         todo = "Mend the run, or give --allow-unverified: the bundle will say so."

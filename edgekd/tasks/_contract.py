@@ -7,6 +7,9 @@ A table row becomes an *example*, and ``expand`` turns examples into *rows*: one
 model (a text; a window of a long text; one half of a sentence pair; an image). Everything behind the data stage
 is in row order. The *output* of a row is a vector [C] or, with ``PER_UNIT``, a matrix [W, C] over the row's units
 (its words): units do not depend on a tokenizer, so outputs of models with different tokenizers can be compared.
+
+A task may also define ``app_settings(examples) -> dict``: what an app must know beside the labels to answer as
+``metrics`` does, from the test examples; it stands in a bundle's ``app.json``.
 """
 
 from __future__ import annotations

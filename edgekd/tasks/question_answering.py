@@ -44,9 +44,10 @@ def example(row: Mapping[str, Any], labels: Sequence[str]) -> Example:
     """``{"id", "passage", "question", "context", "answers": {"text": [..], "answer_start": [..]}}`` as in SQuAD.
 
     No answers at all means that the text has none (SQuAD 2.0); without the column the row is unlabelled. Raises
-    BadInput for answers that do not stand at their ``answer_start``.
+    BadInput for answers that do not stand at their ``answer_start``. A question is one line: its white space is
+    single blanks, so the first line of `sample_text` is the question.
     """
-    question, context = row["question"].strip(), row["context"]
+    question, context = " ".join(row["question"].split()), row["context"]
     found = {
         "id": str(row.get("id") or _digest(question + "\n" + context)),
         "passage": _digest(context),
@@ -190,6 +191,12 @@ def agree(outputs: Any, others: Any) -> np.ndarray:
     """1.0 where both find the same span in the window ("no answer" is one), else 0.0."""
     pairs = [(_scores(np.asarray(a)), _scores(np.asarray(b))) for a, b in zip(outputs, others, strict=True)]
     return np.array([float(_best(a) == _best(b)) for a, b in pairs])
+
+
+def app_settings(examples: Sequence[Example]) -> dict[str, Any]:
+    """What an app needs to answer as ``metrics`` does."""
+    may_be_none = any(not one["answers"]["text"] for one in examples)
+    return {"may_be_none": may_be_none, "longest_answer": LONGEST, "overlap": OVERLAP}
 
 
 def correct(outputs: Any, examples: Sequence[Example]) -> None:
