@@ -1,4 +1,4 @@
-"""What the tokenizer cores in ``runtimes/`` can run: the list that C++, Kotlin and Swift keep to, refused here first."""
+"""What the tokenizer cores in ``runtimes/`` run: the list that C++, Kotlin and Swift keep to, refused here first."""
 
 from __future__ import annotations
 
