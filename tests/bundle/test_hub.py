@@ -1,0 +1,208 @@
+"""A hub bundle is a model repository: plain transformers, onnxruntime and the Hub's own reader of cards take it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _clients import node_with
+from test_bundle import Run, run  # noqa: F401  (its fixture)
+
+from edgekd import pipeline, recipe
+from edgekd.bundle import stage
+from edgekd.data.stage import read_split
+from edgekd.errors import BadInput
+from edgekd.outputs import read_outputs
+
+CARD = ["card.license=mit", "card.language=[en]", "card.datasets=[me/rivers]", "card.base_model=me/teacher"]
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    made = tmp_path_factory.mktemp("hub") / "tiny"
+    stage.make(run.app(), "hub", made)
+    return made
+
+
+def stated(run: Run) -> Run:  # noqa: F811
+    """The same run by a recipe with a card."""
+    text = (run.folder / "recipe.yaml").read_text()
+    return Run(run.folder, pipeline.collect(recipe.parse(text, overrides=CARD), run.folder))
+
+
+def texts(run: Run) -> list[str]:  # noqa: F811
+    return [one["text"] for one in read_split(run.result.steps["data"].path, "test")]
+
+
+def test_the_files_are_where_clients_look(folder: Path) -> None:
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "README.md",
+        "bom.cdx.json",
+        "bundle.json",
+        "config.json",
+        "model.safetensors",
+        "onnx/model.onnx",
+        "onnx/model_quantized.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "fruit", "1": "metal", "2": "river"}
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 16
+    assert stage.verify(folder)["passed"]
+    parts = json.loads((folder / "bundle.json").read_text())["parts"]
+    assert parts["code"] == 0 and parts["tokenizer"] > 1000
+    assert parts["model"] == sum((folder / name).stat().st_size for name in (
+        "config.json", "model.safetensors", "onnx/model.onnx", "onnx/model_quantized.onnx"
+    ))  # fmt: skip
+
+
+def test_transformers_loads_it_and_gives_the_students_logits(run: Run, folder: Path) -> None:  # noqa: F811
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        found = model(**tokenizer(texts(run), padding=True, truncation=True, return_tensors="pt")).logits.numpy()
+    wanted = read_outputs(run.result.steps["distill-student"].file("test_logits.safetensors"))
+    np.testing.assert_allclose(found, np.stack(wanted), atol=1e-5)
+    [answer] = pipeline("text-classification", str(folder), device="cpu")(["an apple"])
+    assert answer["label"] == "fruit"
+
+
+@pytest.mark.parametrize(("file", "artefact"), [("model", "onnx-fp32"), ("model_quantized", "onnx-w8a8")])
+def test_plain_onnxruntime_with_the_saved_tokenizer_gives_the_runs_logits(
+    run: Run,  # noqa: F811
+    folder: Path,
+    file: str,
+    artefact: str,
+) -> None:
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / f"{file}.onnx"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"])
+    wanted = read_outputs(run.result.steps[f"verify-{artefact}"].file("logits.safetensors"))
+    for text, logits in zip(texts(run), wanted, strict=True):
+        ids = np.array([tokenizer.encode(text).ids])
+        [found] = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        np.testing.assert_allclose(found[0], logits, atol=1e-5)
+
+
+def test_the_card_is_one_and_says_what_was_measured(run: Run, folder: Path) -> None:  # noqa: F811
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    data, document = card.data, run.app().report()
+    assert (data.pipeline_tag, data.library_name, data.model_name) == ("text-classification", "transformers", "tiny")
+    assert data.metrics == ["accuracy", "f1"] and "transformers.js" in data.tags
+    assert [(one.metric_type, one.metric_name) for one in data.eval_results] == [
+        ("accuracy", "accuracy"),
+        ("f1", "macro_f1"),
+    ]
+    assert data.eval_results[0].metric_value == round(document["student"]["metrics"]["accuracy"], 4)
+    assert data.eval_results[0].dataset_name == "test split of test.csv"
+    assert (data.license, data.datasets, data.language, data.base_model) == (None, None, None, None)
+    for told in ("Licence: not stated", "Data sets: not stated", "language of the data is not stated"):
+        assert told in card.text
+    for one in document["artifacts"]:
+        [row] = [line for line in card.text.splitlines() if line.startswith(f"| {one['name']} |")]
+        assert f" {one['metrics']['accuracy']:.4g} |" in row and f" {one['size_bytes'] / 1e6:.3g} |" in row
+    assert "| onnx/model_quantized.onnx |" in card.text
+    assert str(run.folder) not in str(card) and str(run.result.recipe.teacher.model) not in str(card)
+
+
+def test_a_recipe_says_what_edgekd_cannot_know(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    from huggingface_hub import ModelCard
+
+    stage.make(stated(run).app(), "hub", tmp_path / "tiny")
+    data = ModelCard.load(tmp_path / "tiny" / "README.md").data
+    assert (data.license, data.datasets, data.language) == ("mit", ["me/rivers"], ["en"])
+    assert data.base_model == "me/teacher" and data.eval_results[0].dataset_type == "me/rivers"
+
+
+def test_the_command_line_takes_the_card_and_the_same_run_gives_the_same_bytes(
+    run: Run,  # noqa: F811
+    edgekd: Any,
+    tmp_path: Path,
+) -> None:
+    sets = [word for one in CARD for word in ("--set", one)]
+    made = edgekd("bundle", "make", str(run.folder), "--platform", "hub", "--out", str(tmp_path / "one"), *sets)
+    assert made.code == 0, made.err
+    stage.make(stated(run).app(), "hub", tmp_path / "two")
+    names = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*")) if path.is_file()]
+    assert [name for name in names if (tmp_path / "one" / name).read_bytes() != (tmp_path / "two" / name).read_bytes()] == []
+
+
+def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_schemes(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    document = run.app().report()
+    failed = [{**one, "verdict": "fail"} for one in document["artifacts"]]
+    app = run.app(report=lambda: {**document, "artifacts": failed})
+    stage.make(app, "hub", tmp_path / "tiny")
+    assert [path.name for path in (tmp_path / "tiny" / "onnx").iterdir()] == ["model_quantized.onnx"]
+    schemes = ["w8", "fp16", "w8a8", "w4", "w8a8-dynamic"]
+    many = [{**document["artifacts"][0], "name": f"onnx-{one}", "scheme": one} for one in schemes]
+    one = run.app().artifacts["onnx-w8a8"]
+    app = run.app(
+        report=lambda: {**document, "artifacts": many}, artifacts={f"onnx-{name}": one for name in schemes}
+    )
+    from edgekd.bundle import hub
+
+    assert hub._onnx(app) == {
+        "onnx/model_fp16.onnx": "onnx-fp16",
+        "onnx/model_int8.onnx": "onnx-w8",
+        "onnx/model_q4.onnx": "onnx-w4",
+        "onnx/model_quantized.onnx": "onnx-w8a8",
+    }
+    app = run.app(report=lambda: {**document, "artifacts": many[1:2]}, artifacts={"onnx-fp16": one})
+    assert json.loads(hub.files(app)["config.json"])["transformers.js_config"] == {"dtype": "fp16"}  # type: ignore[arg-type]
+
+
+def test_images_are_refused(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(BadInput, match="hub has no library for the task image-classification"):
+        stage.make(run.app(task="image-classification"), "hub", tmp_path / "tiny")
+
+
+# The real clients.
+
+ANSWERS = """
+import {{ readFileSync }} from "node:fs";
+import {{ env, pipeline }} from "@huggingface/transformers";
+
+env.allowRemoteModels = false;
+const {{ folder, name, kind, options, asked, texts }} = JSON.parse(readFileSync(0, "utf8"));
+env.localModelPath = folder;
+const answer = await pipeline(kind, name, options);
+const found = [];
+for (const text of texts) found.push(await answer(text, asked));
+console.log(JSON.stringify(found.map((one) => (one.tolist ? one.tolist() : one))));
+""".replace("{{", "{").replace("}}", "}")
+
+
+def javascript(folder: Path, kind: str, texts: list[str], dtype: str, **asked: Any) -> list[Any]:
+    """What transformers.js answers in Node, from the folder alone."""
+    home = node_with("@huggingface/transformers")
+    (home / "answers.mjs").write_text(ANSWERS)
+    job = {
+        "folder": str(folder.parent),
+        "name": folder.name,
+        "kind": kind,
+        "options": {"dtype": dtype},
+        "asked": asked,
+        "texts": texts,
+    }
+    done = subprocess.run(
+        ["node", "answers.mjs"], input=json.dumps(job), capture_output=True, text=True, timeout=300, cwd=home
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
