@@ -186,7 +186,7 @@ def test_an_existing_folder_and_a_missing_tokenizer_are_told(run: Run, tmp_path:
 @pytest.mark.parametrize(
     ("part", "value", "told"),
     [
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "Precompiled"}]}, "normalizer Precompiled"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}, "normalizer Precompiled"),
         ("pre_tokenizer", {"type": "Digits"}, "pre-tokenizer Digits"),
         ("model", {"type": "WordLevel"}, "model WordLevel"),
         ("post_processor", {"type": "Sequence", "processors": [{"type": "Odd"}]}, "post-processor Odd"),
