@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 from _clients import node_with
 from test_bundle import Run, run  # noqa: F401  (its fixture)
+from test_ship_tasks import ship
 
 from edgekd import pipeline, recipe
-from edgekd.bundle import stage
+from edgekd.bench.transports.browser import BROWSERS
+from edgekd.bundle import hub, stage
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
 from edgekd.outputs import read_outputs
+from edgekd.targets import onnx
 
 CARD = ["card.license=mit", "card.language=[en]", "card.datasets=[me/rivers]", "card.base_model=me/teacher"]
 
@@ -88,7 +92,9 @@ def test_plain_onnxruntime_with_the_saved_tokenizer_gives_the_runs_logits(
     import onnxruntime
     from tokenizers import Tokenizer
 
-    session = onnxruntime.InferenceSession(str(folder / "onnx" / f"{file}.onnx"))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(onnx.EXACT_INT8, "1" if onnx.int8_products_saturate() else "0")
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / f"{file}.onnx"), options)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"])
     wanted = read_outputs(run.result.steps[f"verify-{artefact}"].file("logits.safetensors"))
@@ -140,7 +146,9 @@ def test_the_command_line_takes_the_card_and_the_same_run_gives_the_same_bytes(
     assert made.code == 0, made.err
     stage.make(stated(run).app(), "hub", tmp_path / "two")
     names = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*")) if path.is_file()]
-    assert [name for name in names if (tmp_path / "one" / name).read_bytes() != (tmp_path / "two" / name).read_bytes()] == []
+    assert [
+        name for name in names if (tmp_path / "one" / name).read_bytes() != (tmp_path / "two" / name).read_bytes()
+    ] == []
 
 
 def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_schemes(run: Run, tmp_path: Path) -> None:  # noqa: F811
@@ -152,11 +160,7 @@ def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_scheme
     schemes = ["w8", "fp16", "w8a8", "w4", "w8a8-dynamic"]
     many = [{**document["artifacts"][0], "name": f"onnx-{one}", "scheme": one} for one in schemes]
     one = run.app().artifacts["onnx-w8a8"]
-    app = run.app(
-        report=lambda: {**document, "artifacts": many}, artifacts={f"onnx-{name}": one for name in schemes}
-    )
-    from edgekd.bundle import hub
-
+    app = run.app(report=lambda: {**document, "artifacts": many}, artifacts={f"onnx-{name}": one for name in schemes})
     assert hub._onnx(app) == {
         "onnx/model_fp16.onnx": "onnx-fp16",
         "onnx/model_int8.onnx": "onnx-w8",
@@ -174,35 +178,159 @@ def test_images_are_refused(run: Run, tmp_path: Path) -> None:  # noqa: F811
 
 # The real clients.
 
-ANSWERS = """
-import {{ readFileSync }} from "node:fs";
-import {{ env, pipeline }} from "@huggingface/transformers";
-
-env.allowRemoteModels = false;
-const {{ folder, name, kind, options, asked, texts }} = JSON.parse(readFileSync(0, "utf8"));
-env.localModelPath = folder;
-const answer = await pipeline(kind, name, options);
-const found = [];
-for (const text of texts) found.push(await answer(text, asked));
-console.log(JSON.stringify(found.map((one) => (one.tolist ? one.tolist() : one))));
-""".replace("{{", "{").replace("}}", "}")
+CLIENTS = Path(__file__).with_name("clients")
+EXACT = {"extra": {"session": {"x64quantprecision": "1"}}}  # Node's onnxruntime is the native one
+Ask = Callable[..., list[Any]]
 
 
-def javascript(folder: Path, kind: str, texts: list[str], dtype: str, **asked: Any) -> list[Any]:
-    """What transformers.js answers in Node, from the folder alone."""
+@pytest.fixture(scope="module")
+def in_node() -> Ask:
+    """transformers.js in Node, on a bundle's folder."""
     home = node_with("@huggingface/transformers")
-    (home / "answers.mjs").write_text(ANSWERS)
-    job = {
-        "folder": str(folder.parent),
-        "name": folder.name,
-        "kind": kind,
-        "options": {"dtype": dtype},
-        "asked": asked,
-        "texts": texts,
-    }
-    done = subprocess.run(
-        ["node", "answers.mjs"], input=json.dumps(job), capture_output=True, text=True, timeout=300, cwd=home
+    shutil.copy(CLIENTS / "answers.mjs", home)
+    code = (
+        'import { readFileSync } from "node:fs"; import { answers } from "./answers.mjs";'
+        "console.log(JSON.stringify(await answers(JSON.parse(readFileSync(0)))));"
     )
-    assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+
+    def ask(bundle: Path, kind: str, dtype: str | None, texts: list[str], **asked: Any) -> list[Any]:
+        options = {"session_options": EXACT} | ({"dtype": dtype} if dtype else {})
+        job = {"folder": str(bundle.parent), "name": bundle.name, "kind": kind, "options": options}
+        done = subprocess.run(
+            ["node", "--input-type=module", "-e", code],
+            input=json.dumps({**job, "asked": asked, "texts": texts}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=home,
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return ask
+
+
+@pytest.fixture
+def in_chromium(tmp_path: Path) -> Iterator[Ask]:
+    """The same in a page of a headless Chromium that reaches this machine alone."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium or Chrome on PATH")
+    root = tmp_path / "site"
+    shutil.copytree(CLIENTS, root)
+    (root / "node_modules").symlink_to(node_with("@huggingface/transformers") / "node_modules")
+    handler = partial(Quiet, directory=str(root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, api.sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/answers.html")
+        page.wait_for_function("window.answers")
+
+        def ask(bundle: Path, kind: str, dtype: str | None, texts: list[str], **asked: Any) -> list[Any]:
+            shutil.copytree(bundle, root / "models" / bundle.name)
+            options = {"dtype": dtype} if dtype else {}
+            job = {"folder": "/models/", "name": bundle.name, "kind": kind, "options": options, "asked": asked}
+            job |= {"texts": texts, "wasm": "/node_modules/onnxruntime-web/dist/"}
+            found: list[Any] = page.evaluate("job => window.answers(job)", job)
+            return found
+
+        yield ask
+        browser.close()
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder without a word."""
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def check_classes(ask: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:  # noqa: F811
+    """The labels and shares of the run's own artefact, for every test text."""
+    outputs = read_outputs(run.result.steps[f"verify-{artefact}"].file("logits.safetensors"))
+    answers = ask(folder, "text-classification", dtype, texts(run), top_k=3)
+    names = json.loads((folder / "config.json").read_text())["id2label"]
+    for answer, logits in zip(answers, outputs, strict=True):
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        assert [one["label"] for one in answer] == [names[str(i)] for i in np.argsort(-shares)]
+        np.testing.assert_allclose([one["score"] for one in answer], np.sort(shares)[::-1], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "artefact"), [(None, "onnx-fp32"), ("fp32", "onnx-fp32"), ("q8", "onnx-w8a8")])
+def test_transformers_js_in_node(in_node: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:  # noqa: F811
+    check_classes(in_node, run, folder, dtype, artefact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "artefact"), [(None, "onnx-w8a8"), ("fp32", "onnx-fp32")])
+def test_transformers_js_in_chromium(
+    in_chromium: Ask,
+    run: Run,  # noqa: F811
+    folder: Path,
+    dtype: str | None,
+    artefact: str,
+) -> None:
+    check_classes(in_chromium, run, folder, dtype, artefact)
+
+
+@pytest.fixture(scope="module")
+def other(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[pipeline.Result, Path]]:
+    """A run of another task and its hub folder."""
+
+    def make(task: str) -> tuple[pipeline.Result, Path]:
+        home = tmp_path_factory.mktemp(task)
+        result = ship(task, tiny, home, "[onnx]")
+        stage.make(pipeline.app(result, "tiny", "onnx-w8a8"), "hub", home / "tiny", allow_unverified=True)
+        return result, home / "tiny"
+
+    return make
+
+
+@pytest.mark.slow
+def test_embeddings_in_sentence_transformers_and_transformers_js(other: Any, in_node: Ask) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from sentence_transformers import SentenceTransformer
+
+    result, folder = other("sentence-similarity")
+    rows = [one["text"] for one in read_split(result.steps["data"].path, "test")]
+    model = SentenceTransformer(str(folder), device="cpu")
+    wanted = np.stack(read_outputs(result.steps["distill-student"].file("test_logits.safetensors")))
+    np.testing.assert_allclose(model.encode(rows), wanted, atol=1e-5)
+    assert model.max_seq_length == 24
+    assert model.similarity_fn_name == "cosine"
+    found = in_node(folder, "feature-extraction", "fp32", rows)
+    wanted = np.stack(read_outputs(result.steps["verify-onnx-fp32"].file("logits.safetensors")))
+    np.testing.assert_allclose(np.array(found)[:, 0], wanted, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_tokens_in_transformers_and_transformers_js(other: Any, in_node: Ask) -> None:
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    result, folder = other("token-classification")
+    rows = [one["text"] for one in read_split(result.steps["data"].path, "test")]
+    model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for text, found in zip(rows, in_node(folder, "token-classification", "fp32", rows, ignore_labels=[]), strict=True):
+        with torch.no_grad():
+            shares = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1).max(-1)
+        labels = [model.config.id2label[int(i)] for i in shares.indices[1:-1]]
+        assert [one["entity"] for one in found] == labels
+        np.testing.assert_allclose([one["score"] for one in found], shares.values[1:-1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_questions_are_for_transformers_alone(other: Any) -> None:
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForQuestionAnswering
+
+    _, folder = other("question-answering")
+    _, info = AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and not (folder / "onnx").exists()
+    assert "There is no ONNX file for transformers.js" in ModelCard.load(folder / "README.md").text
