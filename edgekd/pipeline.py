@@ -627,6 +627,7 @@ def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
             "edgekd": __version__,
             "recipe": artifact.sha256_json(recipe.model_dump(mode="json")),
             "teacher": Path(recipe.teacher.model).name if recipe.teacher.model else None,
+            "license": recipe.card.license,
             "data": {"digest": result.steps["data"].digest, "rows": dict(data.get("rows", {}))},
             "artifact": export.digest,
             "tools": artifact.read_json(export.path / artifact.MANIFEST)["tools"],

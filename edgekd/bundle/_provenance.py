@@ -51,12 +51,12 @@ def manifest(
 
 
 def licenses(app: App) -> list[dict[str, Any]]:
-    """Of what the bundle holds. edgekd cannot know a teacher's or a data set's: it says whose apply."""
+    """Of what the bundle holds. edgekd cannot know the model's: the recipe may state it, and it says whose apply."""
     return [
         {"part": "library", "license": "Apache-2.0"},
         {
             "part": "model",
-            "license": None,
+            "license": app.provenance["license"],
             "note": f"distilled from {app.provenance['teacher']}: the licences of teacher and data apply",
         },
     ]

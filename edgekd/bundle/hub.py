@@ -164,6 +164,7 @@ def readme(app: App) -> str:
         *doubt,
         "## Use",
         USAGE[app.task].replace("{name}", app.name),
+        *_dtypes(app),
         "## Measured",
         _measured(app, report),
         "## Limits",
@@ -172,6 +173,21 @@ def readme(app: App) -> str:
         _origin(app, report),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _dtypes(app: App) -> list[str]:
+    """What transformers.js may be asked for, and what its runtime needs to be told."""
+    names = [DTYPES[Path(name).stem.removeprefix("model")] for name in _onnx(app)]
+    if not names:
+        return []
+    words = f"transformers.js takes `dtype` {', '.join(f'`{name}`' for name in names)}."
+    manifests = (read_json(app.artifacts[one] / "manifest.json")["facts"] for one in _onnx(app).values())
+    if any(facts.get("caveats") for facts in manifests):
+        words += (
+            " In Node on an x86 processor without VNNI its int8 products overflow, unless it is given "
+            '`session_options: { extra: { session: { x64quantprecision: "1" } } }`.'
+        )
+    return [words]
 
 
 def _metadata(app: App, report: Facts) -> dict[str, Any]:

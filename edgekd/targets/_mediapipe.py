@@ -45,17 +45,15 @@ def spell(content: bytes, *, task: str, name: str, words: Sequence[str], labels:
     graph.tensors[segments].shapeSignature = first.shapeSignature
     signature.inputs.append(_mapped(file, SEGMENTS, segments))
     graph.inputs = [given[one].tensorIndex for one in INPUTS] + [segments]
-    (answer,) = signature.outputs
-    answer.name, answer.tensorIndex = OUTPUTS[task].encode(), _answer(file, answer.tensorIndex, task)
-    graph.outputs = [answer.tensorIndex]
+    (shown,) = signature.outputs
+    shown.name, shown.tensorIndex = OUTPUTS[task].encode(), _answer(file, shown.tensorIndex, task)
+    graph.outputs = [shown.tensorIndex]
     _put(file, "TFLITE_METADATA", _metadata(task, name))
-    files = {VOCABULARY: words} | ({LABELS: labels} if task == "text-classification" else {})
-    return _packed(
-        _written(file.model), {name: "".join(f"{line}\n" for line in lines) for name, lines in files.items()}
-    )
+    files = {VOCABULARY: words} | ({LABELS: labels} if _has_labels(task) else {})
+    return _packed(_written(file.model), files)
 
 
-def answer(logits: np.ndarray, task: str) -> np.ndarray:
+def expected(logits: np.ndarray, task: str) -> np.ndarray:
     """What the spelled file gives for the artefact's logits."""
     import numpy as np
 

@@ -321,7 +321,7 @@ def for_mediapipe(artifact: Path, *, task: str, name: str, words: Sequence[str],
     golden = read_json(artifact / "golden.json")["inputs"]
     for rows in zip(*golden.values(), strict=True):
         inputs = {one: np.array([row], np.int64) for one, row in zip(golden, rows, strict=True)}
-        wanted = _mediapipe.answer(ours.run(inputs), task)
+        wanted = _mediapipe.expected(ours.run(inputs), task)
         fed = padded({**inputs, _mediapipe.SEGMENTS: np.zeros_like(inputs["input_ids"])}, shapes, "litert")
         (found,) = theirs(**{one: array.astype(details[one]["dtype"]) for one, array in fed.items()}).values()
         if np.abs(found - wanted).max() > _mediapipe.BOUND:

@@ -228,7 +228,7 @@ def in_chromium(tmp_path: Path) -> Iterator[Ask]:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/answers.html")
-        page.wait_for_function("window.answers")
+        page.wait_for_function("window.answers !== undefined", timeout=120_000)
 
         def ask(bundle: Path, kind: str, dtype: str | None, texts: list[str], **asked: Any) -> list[Any]:
             shutil.copytree(bundle, root / "models" / bundle.name)
