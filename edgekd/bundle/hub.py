@@ -61,9 +61,9 @@ def files(app: App) -> Mapping[str, bytes | Path]:
     if app.labels:
         config["id2label"] = {str(i): name for i, name in enumerate(app.labels)}
         config["label2id"] = {name: i for i, name in enumerate(app.labels)}
-    if onnx and "onnx/model_quantized.onnx" not in onnx:  # which a browser would ask for
-        suffix = next(iter(onnx)).removeprefix("onnx/model").removesuffix(".onnx")
-        config["transformers.js_config"] = {"dtype": DTYPES[suffix]}
+    dtypes = [_dtype(name) for name in onnx]
+    if dtypes and not {"fp32", "q8"} <= set(dtypes):  # what Node and what a page ask for when nobody says
+        config["transformers.js_config"] = {"dtype": dtypes[0]}
     found["config.json"] = _provenance.text(config)
     return found | (_sentence_transformers(app) if app.task == "sentence-similarity" else {})
 
@@ -118,6 +118,11 @@ def _onnx(app: App) -> dict[str, str]:
         if suffix is not None:
             found[f"onnx/model{suffix}.onnx"] = name
     return dict(sorted(found.items()))
+
+
+def _dtype(name: str) -> str:
+    """Of a file in the repository."""
+    return DTYPES[Path(name).stem.removeprefix("model")]
 
 
 def _sentence_transformers(app: App) -> dict[str, bytes]:
@@ -177,7 +182,7 @@ def readme(app: App) -> str:
 
 def _dtypes(app: App) -> list[str]:
     """What transformers.js may be asked for, and what its runtime needs to be told."""
-    names = [DTYPES[Path(name).stem.removeprefix("model")] for name in _onnx(app)]
+    names = [_dtype(name) for name in _onnx(app)]
     if not names:
         return []
     words = f"transformers.js takes `dtype` {', '.join(f'`{name}`' for name in names)}."

@@ -22,7 +22,7 @@ CLIENT = Path(__file__).with_name("clients") / "classify.py"
 BANKING = """
 name: banking77
 teacher: {{model: {teacher}}}
-data: {{train: {train}, test: {test}, max_length: 64, limit: 1200}}
+data: {{train: {train}, test: {test}, max_length: 64, limit: 600}}
 distill:
   student: {{layers: 2, vocabulary: 1.0}}
   max_steps: 150
@@ -85,6 +85,7 @@ def asked(kind: str, model: Path, texts: list[str]) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_text_classifier_answers_as_the_artefact_did(banking77: dict[str, Path], tmp_path: Path) -> None:
     result = pipeline.run(recipe.parse(BANKING.format(**banking77)), tmp_path / "run")
     examples = read_split(result.steps["data"].path, "test")
