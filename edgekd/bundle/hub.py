@@ -127,7 +127,7 @@ def _dtype(name: str) -> str:
 
 def _sentence_transformers(app: App) -> dict[str, bytes]:
     """Mean over the mask, then length 1: what ``tasks/sentence_similarity.py`` computes."""
-    width = read_json(app.student / "config.json")["hidden_size"]
+    width = app.export["outputs"][0]["shape"][-1]
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
