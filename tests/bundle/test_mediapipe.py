@@ -29,7 +29,7 @@ distill:
   baseline: false
   learning_rate: 3.0e-4
 quantize: {{steps: 8, evaluate_every: 4, batch_size: 16, calibration_samples: 128}}
-export: {{targets: [litert], jobs: 1, buckets: 2}}
+export: {{targets: [litert], jobs: 1}}
 verify: {{samples: 300}}
 """
 
@@ -97,10 +97,11 @@ def test_the_text_classifier_answers_as_the_artefact_did(banking77: dict[str, Pa
         texts = [one["text"] for one in examples[: len(outputs)]]
         assert len(texts) >= 200
         answers = asked("TextClassifier", tmp_path / scheme / "model.tflite", texts)
-        wanted = [app.labels[int(np.argmax(one))] for one in outputs]
-        assert [one[0][0] for one in answers] == wanted
-        shares = [float(np.exp(one - one.max()).max() / np.exp(one - one.max()).sum()) for one in outputs]
-        np.testing.assert_allclose([one[0][1] for one in answers], shares, atol=1e-4 if scheme == "fp32" else 0.05)
+        for answer, logits in zip(answers, outputs, strict=True):
+            best = np.flatnonzero(logits == logits.max())  # int8 logits may tie
+            assert answer[0][0] in {app.labels[i] for i in best}
+            shares = np.exp(logits.astype(np.float64) - logits.max())
+            assert abs(answer[0][1] - (shares / shares.sum()).max()) < 1e-5
 
 
 @pytest.mark.slow
