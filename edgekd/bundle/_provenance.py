@@ -98,6 +98,7 @@ def bom(app: App, digests: Mapping[str, str], runtime: str) -> dict[str, Any]:
         "name": app.name,
         "version": app.scheme,
         "description": f"{app.task}, {app.target}, {app.scheme}",
+        **({"licenses": [{"license": {"name": app.provenance["license"]}}]} if app.provenance["license"] else {}),
         "modelCard": {
             "modelParameters": {"task": app.task, "approach": {"type": "supervised"}},
             "quantitativeAnalysis": {"performanceMetrics": metrics},

@@ -159,9 +159,8 @@ def readme(app: App) -> str:
     """The model card: metadata in YAML, then what a person needs."""
     report = app.report()
     metadata = yaml.safe_dump(_metadata(app, report), sort_keys=False, allow_unicode=True)
-    doubt = (
-        [] if app.verdict["verdict"] == "pass" else [f"**Not verified**: {app.target}-{app.scheme} failed its gate."]
-    )
+    passed = app.verdict["verdict"] == "pass"
+    doubt = [] if passed else [f"**Not verified**: {app.target}-{app.scheme} did not pass its gate."]
     parts = [
         f"---\n{metadata}---\n\n# {app.name}",
         f"A student for {app.task}, distilled from {app.provenance['teacher']} by edgekd {app.provenance['edgekd']}: "
@@ -284,9 +283,7 @@ def _limits(app: App, report: Facts) -> list[str]:
         lines.append(f"It answers with one of {len(app.labels)} labels, also where none of them fits.")
     if not card["language"]:
         lines.append("The language of the data is not stated.")
-    lines += [
-        f"For this repository {change}; the table's artefacts have it as it was trained." for change in _changes(app)
-    ]
+    lines += [f"In model.safetensors {change}; the artefacts have it as it was trained." for change in _changes(app)]
     if _onnx(app):
         lines.append("transformers.js cuts a longer text without its last special token, so such answers may differ.")
     if app.task == "question-answering":

@@ -27,6 +27,16 @@ def python_with(package: str) -> Path:
     return python
 
 
+def site_with(package: str) -> Path:
+    """A folder for ``sys.path`` with the package alone: what it needs is installed beside edgekd."""
+    home = TOOLS / f"site-{package}"
+    if not (home / "ready").is_file():
+        options = ["--quiet", "--no-deps", "--target", home]
+        _call(package, sys.executable, "-m", "pip", "install", *options, package)
+        (home / "ready").touch()
+    return home
+
+
 def node_with(*packages: str) -> Path:
     """A folder with the packages in ``node_modules``."""
     if not shutil.which("npm"):

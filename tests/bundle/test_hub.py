@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _clients import node_with
+from _clients import node_with, site_with
 from test_bundle import Run, run  # noqa: F401  (its fixture)
 from test_ship_tasks import ship
 
@@ -154,8 +154,10 @@ def test_the_command_line_takes_the_card_and_the_same_run_gives_the_same_bytes(
 def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_schemes(run: Run, tmp_path: Path) -> None:  # noqa: F811
     document = run.app().report()
     failed = [{**one, "verdict": "fail"} for one in document["artifacts"]]
-    app = run.app(report=lambda: {**document, "artifacts": failed})
-    stage.make(app, "hub", tmp_path / "tiny")
+    verdict = {"verdict": "fail", "reasons": ["accuracy drop is 0.3"], "checks": []}
+    app = run.app(report=lambda: {**document, "artifacts": failed}, verdict=verdict)
+    stage.make(app, "hub", tmp_path / "tiny", allow_unverified=True)
+    assert "**Not verified**: onnx-w8a8 did not pass its gate." in (tmp_path / "tiny" / "README.md").read_text()
     assert [path.name for path in (tmp_path / "tiny" / "onnx").iterdir()] == ["model_quantized.onnx"]
     schemes = ["w8", "fp16", "w8a8", "w4", "w8a8-dynamic"]
     many = [{**document["artifacts"][0], "name": f"onnx-{one}", "scheme": one} for one in schemes]
@@ -293,8 +295,12 @@ def other(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 
 @pytest.mark.slow
-def test_embeddings_in_sentence_transformers_and_transformers_js(other: Any, in_node: Ask) -> None:
-    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+def test_embeddings_in_sentence_transformers_and_transformers_js(
+    other: Any,
+    in_node: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(site_with("sentence-transformers"))
     from sentence_transformers import SentenceTransformer
 
     result, folder = other("sentence-similarity")
