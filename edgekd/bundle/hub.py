@@ -232,11 +232,22 @@ def _hub_id(model: str | None) -> str | None:
 def _measured(app: App, report: Facts) -> str:
     """One row for the teacher, the student and each artefact of the run."""
     headline, onnx = report["headline"], {artefact: name for name, artefact in _onnx(app).items()}
-    head = ["", headline, "agrees with the teacher", "size, MB", "p50, ms", "gate", "file"]
+    head = ["", "texts", headline, "agrees with the teacher", "size, MB", "p50, ms", "gate", "file"]
+    tested = str(report["data"].get("rows", {}).get("test"))
     rows = [
-        ["teacher", _number(report["teacher"]["metrics"].get(headline)), "", _mb(report["teacher"]), "", "", ""],
+        [
+            "teacher",
+            tested,
+            _number(report["teacher"]["metrics"].get(headline)),
+            "",
+            _mb(report["teacher"]),
+            "",
+            "",
+            "",
+        ],
         [
             "float student",
+            tested,
             _number(report["student"]["metrics"].get(headline)),
             _number(report["student"]["metrics"].get("teacher_agreement")),
             _mb(report["student"]),
@@ -250,6 +261,7 @@ def _measured(app: App, report: Facts) -> str:
         rows.append(
             [
                 one["name"],
+                str(one["samples"]["verified"]) if one["samples"] else "-",
                 _number(metrics.get(headline)),
                 _number(metrics.get("teacher_agreement")),
                 _mb(one),
@@ -261,8 +273,7 @@ def _measured(app: App, report: Facts) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     devices = sorted({one["latency"]["device"] for one in report["artifacts"] if one["latency"]})
     where = f" p50 is the median of one text on {', '.join(devices)}." if devices else ""
-    rows_ = report["data"].get("rows", {}).get("test")
-    return f"On {rows_} texts of the test split, each artefact on its own runtime.{where}\n\n" + "\n".join(lines)
+    return f"On texts of the test split, each artefact on its own runtime.{where}\n\n" + "\n".join(lines)
 
 
 def _number(value: float | None) -> str:

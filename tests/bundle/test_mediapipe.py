@@ -22,7 +22,7 @@ CLIENT = Path(__file__).with_name("clients") / "classify.py"
 BANKING = """
 name: banking77
 teacher: {{model: {teacher}}}
-data: {{train: {train}, test: {test}, max_length: 64, limit: 600}}
+data: {{train: {train}, test: {test}, max_length: 64, limit: 400}}
 distill:
   student: {{layers: 2, vocabulary: 1.0}}
   max_steps: 150
@@ -30,7 +30,6 @@ distill:
   learning_rate: 3.0e-4
 quantize: {{steps: 8, evaluate_every: 4, batch_size: 16, calibration_samples: 128}}
 export: {{targets: [litert], jobs: 1}}
-verify: {{samples: 300}}
 """
 
 
@@ -94,8 +93,8 @@ def test_the_text_classifier_answers_as_the_artefact_did(banking77: dict[str, Pa
         stage.make(app, "mediapipe", tmp_path / scheme, allow_unverified=True)
         assert stage.verify(tmp_path / scheme)["passed"]
         outputs = read_outputs(result.steps[f"verify-litert-{scheme}"].file("logits.safetensors"))
-        texts = [one["text"] for one in examples[: len(outputs)]]
-        assert len(texts) >= 200
+        texts = [one["text"] for one in examples]
+        assert len(texts) == len(outputs) >= 200
         answers = asked("TextClassifier", tmp_path / scheme / "model.tflite", texts)
         for answer, logits in zip(answers, outputs, strict=True):
             best = np.flatnonzero(logits == logits.max())  # int8 logits may tie
