@@ -56,7 +56,7 @@ def files(app: App) -> Mapping[str, bytes | Path]:
     tokenizer["model_max_length"] = _max_length(app)
     found["tokenizer_config.json"] = _provenance.text(tokenizer)
     onnx = _onnx(app)
-    found |= {name: app.artifacts[artefact] / "model.onnx" for name, artefact in onnx.items()}
+    found |= {name: _model(app, app.artifacts[artefact] / "model.onnx") for name, artefact in onnx.items()}
     config = json.loads(_read(found["config.json"]))
     if app.labels:
         config["id2label"] = {str(i): name for i, name in enumerate(app.labels)}
@@ -82,6 +82,15 @@ def _student(app: App) -> dict[str, bytes | Path]:
     return found
 
 
+def _model(app: App, file: Path) -> bytes | Path:
+    """The artefact's file; for question answering with its output in the two parts that clients look for."""
+    if app.task != "question-answering":
+        return file
+    target: Any = registry.load("targets", "onnx")
+    split: bytes = target.split_answer(file.read_bytes())
+    return split
+
+
 def _changes(app: App) -> list[str]:
     from edgekd.distill import plain
 
@@ -98,12 +107,7 @@ def _max_length(app: App) -> int:
 
 
 def _onnx(app: App) -> dict[str, str]:
-    """Place in the repository -> artefact, for the ONNX files that passed, and for the bundle's own.
-
-    None for question answering: transformers.js wants ``start_logits`` and ``end_logits``, the artefact has one output.
-    """
-    if app.task == "question-answering":
-        return {}
+    """Place in the repository -> artefact, for the ONNX files that passed, and for the bundle's own."""
     mine = (app.target, app.scheme)
     passed = [
         (one["scheme"], one["name"])
@@ -298,7 +302,10 @@ def _limits(app: App, report: Facts) -> list[str]:
     if _onnx(app):
         lines.append("transformers.js cuts a longer text without its last special token, so such answers may differ.")
     if app.task == "question-answering":
-        lines.append("There is no ONNX file for transformers.js: it wants two outputs, the run's artefacts have one.")
+        lines.append("The ONNX files have the output of the run's artefacts in two: start_logits and end_logits.")
+        lines.append(
+            "transformers.js reads the first tokens of a long context only; edgekd's libraries read all of it."
+        )
     return lines
 
 
@@ -322,28 +329,36 @@ def _origin(app: App, report: Facts) -> str:
 _TRANSFORMERS = """```python
 from transformers import pipeline
 
-pipeline("{task}", ".")({ask})
+pipeline("@TASK", ".")("a text")
 ```"""
-_JAVASCRIPT = """
-```js
-import {{ env, pipeline }} from "@huggingface/transformers";
+_EXTRACTIVE = """```python
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-env.localModelPath = "..";  // or leave it out, and name a repository of the Hub
-const answer = await pipeline("{kind}", "{{name}}");
-console.log(await answer("a text"));
+model, tokenizer = AutoModelForQuestionAnswering.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+found = model(**tokenizer("who?", "It was me.", return_tensors="pt"))  # start_logits, end_logits
 ```"""
-_PYTHON = """```python
+_POOLED = """```python
 from sentence_transformers import SentenceTransformer
 
 SentenceTransformer(".").encode(["a text", "another"])
 ```"""
+_JAVASCRIPT = """
+```js
+import { env, pipeline } from "@huggingface/transformers";
+
+env.localModelPath = "..";  // or leave it out, and name a repository of the Hub
+const model = await pipeline("@TASK", "{name}");
+console.log(await model(@ASKED));
+```"""
+
+
+def _usage(python: str, task: str, asked: str = '"a text"') -> str:
+    return f"{python}\n{_JAVASCRIPT}".replace("@TASK", task).replace("@ASKED", asked)
+
+
 USAGE = {
-    "text-classification": _TRANSFORMERS.format(task="text-classification", ask='"a text"')
-    + "\n"
-    + _JAVASCRIPT.format(kind="text-classification"),
-    "token-classification": _TRANSFORMERS.format(task="token-classification", ask='"a text"')
-    + "\n"
-    + _JAVASCRIPT.format(kind="token-classification"),
-    "question-answering": _TRANSFORMERS.format(task="question-answering", ask='question="who?", context="It was me."'),
-    "sentence-similarity": _PYTHON + "\n" + _JAVASCRIPT.format(kind="feature-extraction"),
+    "text-classification": _usage(_TRANSFORMERS, "text-classification"),
+    "token-classification": _usage(_TRANSFORMERS, "token-classification"),
+    "question-answering": _usage(_EXTRACTIVE, "question-answering", '"who?", "It was me."'),
+    "sentence-similarity": _usage(_POOLED, "feature-extraction"),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from _clients import node_with, site_with
+from _material import tiny_rows
 from test_bundle import Run, run  # noqa: F401  (its fixture)
 from test_ship_tasks import ship
 
@@ -332,11 +333,27 @@ def test_tokens_in_transformers_and_transformers_js(other: Any, in_node: Ask) ->
 
 
 @pytest.mark.slow
-def test_questions_are_for_transformers_alone(other: Any) -> None:
-    from huggingface_hub import ModelCard
-    from transformers import AutoModelForQuestionAnswering
+def test_questions_in_transformers_and_transformers_js(other: Any, in_node: Ask) -> None:
+    """Short contexts: transformers.js reads one window."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     _, folder = other("question-answering")
-    _, info = AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()) and not (folder / "onnx").exists()
-    assert "There is no ONNX file for transformers.js" in ModelCard.load(folder / "README.md").text
+    model, info = AutoModelForQuestionAnswering.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = [[f"which {label}", text] for text, label in tiny_rows(12, 3)]
+    for (question, context), found in zip(asked, in_node(folder, "question-answering", None, asked), strict=True):
+        encoded = tokenizer(question, context, return_tensors="pt")
+        kept = torch.tensor([part == 1 for part in encoded.sequence_ids()])
+        kept[0] = True  # [CLS] takes its share, and is no answer
+        with torch.no_grad():
+            outputs = model(**encoded)
+        start, end = (
+            one[0].masked_fill(~kept, -torch.inf).softmax(0).index_fill(0, torch.tensor([0]), 0.0)
+            for one in (outputs.start_logits, outputs.end_logits)
+        )
+        shares = torch.outer(start, end).triu()
+        first, last = divmod(int(shares.argmax()), len(start))
+        assert found["answer"] == tokenizer.decode(encoded.input_ids[0, first : last + 1])
+        assert abs(found["score"] - float(shares.max())) < 1e-4

@@ -24,7 +24,7 @@ from _programs import (
     machine_words,
     weights,
 )
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from edgekd.artifact import Artifact
 from edgekd.errors import BadInput, Environment
@@ -230,6 +230,20 @@ def test_exact_int8_kernels_are_chosen_where_the_cpu_saturates(exported, monkeyp
     if "vnni" in flags:
         for batch in batches():
             np.testing.assert_array_equal(exact.run(batch), ordinary.run(batch))
+
+
+def test_an_answer_is_split_into_the_outputs_that_clients_know() -> None:
+    shape = ["batch", "sequence", 2]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "logits")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "main", ends[:1], ends[1:])
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", target.OPSET)], ir_version=10)
+    split = target.split_answer(whole.SerializeToString())
+    assert split == target.split_answer(whole.SerializeToString())
+    onnx.checker.check_model(onnx.load_from_string(split), full_check=True)
+    x_BS2 = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
+    found = onnxruntime.InferenceSession(split).run(["start_logits", "end_logits"], {"x": x_BS2})
+    for place, one in enumerate(found):
+        np.testing.assert_array_equal(one, -x_BS2[..., place])
 
 
 def test_missing_packages_and_broken_files_say_so(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ export async function answers({ folder, name, kind, options, asked, texts, wasm 
   const model = await pipeline(kind, name, options);
   const found = [];
   for (const text of texts) {
-    const one = await model(text, asked);
+    const one = await model(...[text].flat(), asked); // a question has its context beside it
     found.push(one.tolist ? one.tolist() : one);
   }
   return found;
