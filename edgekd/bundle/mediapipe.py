@@ -71,8 +71,9 @@ with text.{kind}.create_from_model_path("model.tflite") as model:
     print(model.{call})
 ```
 
-The same file goes into MediaPipe's Tasks for Android, iOS and the web. MediaPipe reads ASCII text as the student was
-trained to; accents, and capitals of other alphabets, it reads otherwise."""
+Layers and constants are those of the run's artefact, which was verified; a softmax and an input that nothing reads were
+added. MediaPipe's Tasks for Android, iOS and the web read the same metadata. MediaPipe reads ASCII text as the student
+was trained to; accents, and capitals of other alphabets, it reads otherwise."""
 USAGE = {
     "text-classification": _START.format(
         kind="TextClassifier", call='classify("a text").classifications[0].categories[:3]'
