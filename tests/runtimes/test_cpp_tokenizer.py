@@ -163,15 +163,15 @@ def _has_json(compiler: str) -> bool:
 
 def _json_headers() -> list[Path]:
     """As the runners' build has them; skips where they cannot be had."""
-    path = ROOT / "runtimes" / "linux" / "build.py"
-    spec = importlib.util.spec_from_file_location("runtimes_build", path)
+    path = ROOT / "runtimes" / "linux" / "packages.py"
+    spec = importlib.util.spec_from_file_location("runtimes_packages", path)
     assert spec and spec.loader
-    build = importlib.util.module_from_spec(spec)
-    sys.modules["runtimes_build"] = build
-    spec.loader.exec_module(build)
+    packages = importlib.util.module_from_spec(spec)
+    sys.modules["runtimes_packages"] = packages
+    spec.loader.exec_module(packages)
     try:
-        headers: list[Path] = build.fetch(build.JSON, "any", path.parent / "build" / "packages").headers
-    except build.BuildError as error:
+        headers: list[Path] = packages.fetch(packages.JSON, "any", path.parent / "build" / "packages").headers
+    except packages.BuildError as error:
         pytest.skip(f"no nlohmann/json.hpp: {error}")
     return headers
 
