@@ -7,12 +7,13 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <utility>
 
-#include "bert.hpp"
 #include "engine.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
+#include "words.hpp"
 
 namespace edgekd {
 
@@ -23,6 +24,7 @@ using nlohmann::json;
 constexpr const char* kSchema = "edgekd/app/1";
 constexpr const char* kClassification = "text-classification";
 constexpr const char* kTagging = "token-classification";
+constexpr const char* kAnswering = "question-answering";
 constexpr const char* kSimilarity = "sentence-similarity";
 
 // Whatever goes wrong inside becomes a BundleError that says where.
@@ -99,6 +101,7 @@ struct Outputs {
   std::size_t rows, columns;
   std::vector<float> values;
 
+  double at(std::size_t row, std::size_t column) const { return values[row * columns + column]; }
   std::vector<double> row(std::size_t at) const {
     return {values.begin() + at * columns, values.begin() + (at + 1) * columns};
   }
@@ -112,6 +115,10 @@ std::vector<double> softmax(std::vector<double> logits) {
   return logits;
 }
 
+std::string text_at(const std::u32string& characters, Span span) {
+  return unicode::encode(std::u32string_view(characters).substr(span.start, span.end - span.start));
+}
+
 std::size_t argmax(const std::vector<double>& values) {
   return std::max_element(values.begin(), values.end()) - values.begin();
 }
@@ -121,40 +128,26 @@ void flatten(const json& values, std::vector<double>& into) {
   for (const json& one : values) flatten(one, into);
 }
 
-// The first token that overlaps each word; none where there is none. Both are in the order of the text.
-std::vector<std::optional<std::size_t>> first_tokens(const std::vector<Span>& offsets, const std::vector<Span>& words) {
-  std::vector<std::optional<std::size_t>> found;
-  std::size_t at = 0;
-  const auto passed = [&](std::size_t start) { return offsets[at].end <= offsets[at].start || offsets[at].end <= start; };
-  for (const Span& word : words) {
-    while (at < offsets.size() && passed(word.start)) ++at;
-    const bool overlaps = at < offsets.size() && offsets[at].start < word.end;
-    found.push_back(overlaps ? std::optional(at) : std::nullopt);
-  }
-  return found;
+// The largest difference to golden outputs; infinite where there are not as many.
+double difference_of(const std::vector<float>& found, const json& golden) {
+  std::vector<double> expected;
+  flatten(golden, expected);
+  if (expected.size() != found.size()) return std::numeric_limits<double>::infinity();
+  double largest = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) largest = std::max(largest, std::abs(found[i] - expected[i]));
+  return largest;
 }
 
-struct TagSpan {
-  std::string label;
-  std::size_t first, last;  // words
-};
+std::string short_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", value);
+  return text;
+}
 
-// Spans of BIO tags: one begins at B, and at an I that does not continue a span of its label.
-std::vector<TagSpan> spans_of(const std::vector<std::string>& tags) {
-  std::vector<TagSpan> found;
-  std::optional<std::string> before;
-  for (std::size_t word = 0; word < tags.size(); ++word) {
-    const std::size_t dash = tags[word].find('-');
-    const std::string kind = tags[word].substr(0, dash);
-    const std::string label = dash == std::string::npos ? "" : tags[word].substr(dash + 1);
-    if (kind == "I" && before == label) {
-      found.back().last = word;
-    } else if (kind != "O") {
-      found.push_back({label, word, word});
-    }
-    before = kind == "O" ? std::nullopt : std::optional(label);
-  }
-  return found;
+// A golden text of question-answering: the question is its first line, the context the rest.
+std::pair<std::string_view, std::string_view> question_and_context(std::string_view text) {
+  const std::size_t end = text.find('\n');
+  return {text.substr(0, end), end == std::string_view::npos ? std::string_view() : text.substr(end + 1)};
 }
 
 }  // namespace
@@ -174,9 +167,12 @@ struct EdgeModel::Inside {
     });
   }
 
-  // Raises BundleError for text that is not UTF-8.
+  // As the model reads a text, or two; raises BundleError where one is not UTF-8.
   Encoding encode(std::string_view text) const {
     return told("the text", [&] { return tokenizer.encode(text, max_length); });
+  }
+  Encoding encode(std::string_view first, std::string_view second) const {
+    return told("the text", [&] { return tokenizer.encode_pair(first, second, max_length); });
   }
 
   engine::Row rows_of(const Encoding& encoding) const {
@@ -209,12 +205,13 @@ struct EdgeModel::Inside {
     });
   }
 
-  // The same, and there is an output for each label.
-  Outputs run_for_labels(const Encoding& encoding) {
+  // The same; raises BundleError where there are not so many.
+  Outputs run(const Encoding& encoding, std::size_t rows, std::size_t columns) {
     Outputs found = run(encoding);
-    if (found.columns != labels.size()) {
-      throw BundleError(folder + ": the model has " + std::to_string(found.columns) + " outputs, app.json " +
-                        std::to_string(labels.size()) + " labels");
+    if (found.rows != rows || found.columns != columns) {
+      const auto shape = [](auto one, auto other) { return std::to_string(one) + " x " + std::to_string(other); };
+      throw BundleError(folder + ": the model gives " + shape(found.rows, found.columns) + " numbers and not " +
+                        shape(rows, columns));
     }
     return found;
   }
@@ -252,52 +249,45 @@ std::unique_ptr<EdgeModel> EdgeModel::open(const std::string& folder, const Opti
   const std::string task = told(folder, [&] { return settings.at("task").get<std::string>(); });
   if (task == kClassification) return std::make_unique<EdgeClassifier>(EdgeClassifier::load(folder, options));
   if (task == kTagging) return std::make_unique<EdgeTagger>(EdgeTagger::load(folder, options));
+  if (task == kAnswering) return std::make_unique<EdgeAnswerer>(EdgeAnswerer::load(folder, options));
   if (task == kSimilarity) return std::make_unique<EdgeEmbedder>(EdgeEmbedder::load(folder, options));
   throw BundleError(folder + ": is for " + task + ", which this library has no class for");
 }
 
 // --- the self-test ---
 
+Encoding EdgeModel::golden(const std::string& text) const { return inside_->encode(text); }
+
 SelfTest EdgeModel::self_test() {
   Inside& inside = *inside_;
   const std::string path = inside.folder + "/model/golden.json";
-  const json golden = read_json(path);
+  const json expected = read_json(path);
   SelfTest report;
   report.bound = inside.bound;
   std::vector<double> times;
   told(path, [&] {
-    for (const json& text : golden.at("texts")) {
+    for (const json& text : expected.at("texts")) {
       const std::size_t number = report.rows.size();
-      const std::string place = "text " + std::to_string(number + 1);
       GoldenRow row;
       row.text = text;
-      const Encoding encoding = inside.encode(row.text);
-      row.ids_equal = std::all_of(inside.job.signature.begin(), inside.job.signature.end(), [&](const engine::Input& input) {
-        const auto expected = golden.at("inputs").at(input.name).at(number).get<std::vector<int64_t>>();
-        return column(encoding, input.name) == expected;
-      });
-      if (!row.ids_equal) {
-        report.wrong.push_back(place + ": token ids differ");
-        report.rows.push_back(std::move(row));
-        continue;
-      }
-      const auto began = std::chrono::steady_clock::now();
-      const Outputs found = inside.run(encoding);
-      row.milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
-      times.push_back(row.milliseconds);
-      std::vector<double> expected;
-      flatten(golden.at("outputs").at("logits").at(number), expected);
-      if (expected.size() != found.values.size()) throw BundleError(path + ": " + place + " has another number of outputs");
-      for (std::size_t i = 0; i < expected.size(); ++i) {
-        row.difference = std::max(row.difference, std::abs(found.values[i] - expected[i]));
-      }
-      report.largest_difference = std::max(report.largest_difference, row.difference);
-      if (row.difference > inside.bound) {
-        char number_text[32];
-        std::snprintf(number_text, sizeof number_text, "%.4g", row.difference);
-        report.wrong.push_back(place + ": an output is off by " + number_text);
-      }
+      const Encoding encoding = golden(row.text);
       row.answer = answer_json(row.text);
+      row.ids_equal = std::all_of(inside.job.signature.begin(), inside.job.signature.end(), [&](const engine::Input& input) {
+        return json(column(encoding, input.name)) == expected.at("inputs").at(input.name).at(number);
+      });
+      std::string wrong;
+      if (!row.ids_equal) {
+        wrong = "token ids differ";
+      } else {
+        const auto began = std::chrono::steady_clock::now();
+        const Outputs found = inside.run(encoding);
+        row.milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
+        row.difference = difference_of(found.values, expected.at("outputs").at("logits").at(number));
+        times.push_back(*row.milliseconds);
+        report.largest_difference = std::max(report.largest_difference, *row.difference);
+        if (*row.difference > inside.bound) wrong = "an output is off by " + short_text(*row.difference);
+      }
+      if (!wrong.empty()) report.wrong.push_back("text " + std::to_string(number + 1) + ": " + wrong);
       report.rows.push_back(std::move(row));
     }
   });
@@ -311,34 +301,33 @@ SelfTest EdgeModel::self_test() {
 
 std::string SelfTest::json() const {
   using nlohmann::json;  // this function has the name of the type
+  const auto number = [](const std::optional<double>& one) { return one ? json(*one) : json(nullptr); };
   json shown{{"passed", passed},
              {"texts", texts},
              {"largest_difference", largest_difference},
              {"bound", bound},
-             {"milliseconds", milliseconds ? json(*milliseconds) : json(nullptr)},
+             {"milliseconds", number(milliseconds)},
              {"runtime", json::parse(runtime)},
              {"wrong", wrong},
              {"rows", json::array()}};
   for (const GoldenRow& row : rows) {
-    json one{{"text", row.text}, {"ids_equal", row.ids_equal}};
-    if (row.ids_equal) {
-      one["difference"] = row.difference;
-      one["milliseconds"] = row.milliseconds;
-      one["answer"] = json::parse(row.answer);
-    }
-    shown["rows"].push_back(std::move(one));
+    shown["rows"].push_back({{"text", row.text},
+                             {"ids_equal", row.ids_equal},
+                             {"difference", number(row.difference)},
+                             {"milliseconds", number(row.milliseconds)},
+                             {"answer", json::parse(row.answer)}});
   }
   return line_of(shown);
 }
 
-// --- the tasks ---
+// --- text-classification ---
 
 EdgeClassifier EdgeClassifier::load(const std::string& folder, const Options& options) {
   return EdgeClassifier(kClassification, folder, options);
 }
 
 std::vector<Label> EdgeClassifier::classify(std::string_view text, std::size_t top_k) {
-  const std::vector<double> shares = softmax(inside_->run_for_labels(inside_->encode(text)).row(0));
+  const std::vector<double> shares = softmax(inside_->run(inside_->encode(text), 1, labels().size()).row(0));
   std::vector<std::size_t> order(shares.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(), [&](auto one, auto other) { return shares[one] > shares[other]; });
@@ -354,25 +343,23 @@ std::string EdgeClassifier::answer_json(std::string_view text) {
   return line_of(found);
 }
 
+// --- token-classification ---
+
 EdgeTagger EdgeTagger::load(const std::string& folder, const Options& options) {
   return EdgeTagger(kTagging, folder, options);
 }
 
 std::vector<Tag> EdgeTagger::tag(std::string_view text) {
   const Encoding encoding = inside_->encode(text);
-  const Outputs outputs = inside_->run_for_labels(encoding);
-  if (outputs.rows != encoding.ids.size()) throw BundleError(inside_->folder + ": the model has not one output for each token");
+  const Outputs outputs = inside_->run(encoding, encoding.ids.size(), labels().size());
   const std::u32string characters = unicode::decode(text);
-  std::vector<AlignedText> parts;
-  split_bert(AlignedText(characters), parts);
-  std::vector<Span> words;
-  for (const AlignedText& part : parts) words.push_back(part.original({0, part.size()}));
+  const std::vector<Span> words = words_of(characters);
   const auto outside = std::find(labels().begin(), labels().end(), "O");
   std::vector<std::string> tags;
   std::vector<double> scores;
-  for (const auto& first : first_tokens(encoding.offsets, words)) {
+  for (const auto& tokens : tokens_of(encoding, words)) {
     // A word that was cut off has no outputs: all labels are equally likely there.
-    const std::vector<double> logits = first ? outputs.row(*first) : std::vector<double>(labels().size(), 0.0);
+    const std::vector<double> logits = tokens ? outputs.row(tokens->first) : std::vector<double>(labels().size(), 0.0);
     const bool any = std::any_of(logits.begin(), logits.end(), [](double one) { return one != 0; });
     const std::size_t none = outside == labels().end() ? 0 : outside - labels().begin();
     tags.push_back(labels()[any ? argmax(logits) : none]);
@@ -380,12 +367,12 @@ std::vector<Tag> EdgeTagger::tag(std::string_view text) {
     scores.push_back(shares[argmax(shares)]);
   }
   std::vector<Tag> found;
-  for (const TagSpan& span : spans_of(tags)) {
-    const std::size_t start = words[span.first].start, end = words[span.last].end;
+  for (const Group& group : groups_of(tags)) {
+    const Span span{words[group.first].start, words[group.last].end};
     double sum = 0;
-    for (std::size_t word = span.first; word <= span.last; ++word) sum += scores[word];
-    found.push_back({span.label, start, end, unicode::encode(std::u32string_view(characters).substr(start, end - start)),
-                     sum / static_cast<double>(span.last - span.first + 1)});
+    for (std::size_t word = group.first; word <= group.last; ++word) sum += scores[word];
+    found.push_back({group.label, span.start, span.end, text_at(characters, span),
+                     sum / static_cast<double>(group.last - group.first + 1)});
   }
   return found;
 }
@@ -396,14 +383,134 @@ std::string EdgeTagger::answer_json(std::string_view text) {
   return line_of(found);
 }
 
+// --- question-answering ---
+
+namespace {
+
+// The question, and how many tokens it has.
+struct Question {
+  std::string text;
+  std::size_t size;
+};
+
+// With single spaces, cut to so many tokens.
+Question cut(const Tokenizer& tokenizer, std::string_view text, std::size_t limit) {
+  const std::u32string characters = single_spaced(unicode::decode(text));
+  const std::string whole = unicode::encode(characters);
+  const Encoding encoding = tokenizer.encode_bare(whole);
+  if (encoding.ids.size() <= limit) return {whole, encoding.ids.size()};
+  return {limit == 0 ? "" : text_at(characters, {0, encoding.offsets[limit - 1].end}), limit};
+}
+
+// First and last word of each window: as many words as `room` tokens hold, but one at least. The next begins at most
+// `shared` tokens before its end. A context without words is one window.
+std::vector<std::pair<std::size_t, std::size_t>> windows_of(const Encoding& context, const std::vector<Span>& words,
+                                                            int64_t room, int64_t shared) {
+  std::vector<int64_t> begins, ends;  // of each word, in tokens; a word without tokens takes no room
+  int64_t token = 0;
+  for (const auto& tokens : tokens_of(context, words)) {
+    begins.push_back(tokens ? static_cast<int64_t>(tokens->first) : token);
+    if (tokens) token = static_cast<int64_t>(tokens->last) + 1;
+    ends.push_back(token);
+  }
+  std::vector<std::pair<std::size_t, std::size_t>> found;
+  for (std::size_t first = 0;;) {
+    std::size_t stop = first + 1;
+    if (!words.empty()) {
+      const auto held = std::upper_bound(ends.begin(), ends.end(), begins[first] + room) - ends.begin();
+      stop = std::max(stop, static_cast<std::size_t>(held));
+    }
+    found.emplace_back(first, stop - 1);
+    if (stop >= words.size()) return found;
+    const auto next = std::lower_bound(begins.begin(), begins.end(), ends[stop - 1] - shared) - begins.begin();
+    first = std::min(std::max(static_cast<std::size_t>(next), first + 1), stop);
+  }
+}
+
+// Start and end logits: of no answer (the model's first token), then of each word that was not cut off.
+struct Logits {
+  std::vector<double> start, end;
+};
+
+Logits logits_of(const Encoding& encoding, const Outputs& outputs, const std::vector<Span>& words) {
+  auto places = tokens_of(encoding, words, 1);
+  while (!places.empty() && !places.back()) places.pop_back();
+  Tokens unit{0, 0};
+  Logits found{{outputs.at(0, 0)}, {outputs.at(0, 1)}};
+  for (const auto& tokens : places) {  // a word without tokens borrows those before it
+    unit = tokens.value_or(unit);
+    found.start.push_back(outputs.at(unit.first, 0));
+    found.end.push_back(outputs.at(unit.last, 1));
+  }
+  return found;
+}
+
+}  // namespace
+
+EdgeAnswerer EdgeAnswerer::load(const std::string& folder, const Options& options) {
+  return EdgeAnswerer(kAnswering, folder, options);
+}
+
+Answer EdgeAnswerer::answer(std::string_view question_text, std::string_view context_text) {
+  Inside& inside = *inside_;
+  const auto setting = [&](const char* name) {
+    return told(inside.folder, [&] { return inside.settings.at(name).get<std::size_t>(); });
+  };
+  const bool may_be_none = told(inside.folder, [&] { return inside.settings.at("may_be_none").get<bool>(); });
+  const std::size_t longest = setting("longest_answer"), overlap = std::max<std::size_t>(setting("overlap"), 1);
+  const Tokenizer& tokenizer = inside.tokenizer;
+  const auto [question, context, whole] = told("the text", [&] {
+    return std::tuple(cut(tokenizer, question_text, inside.max_length / 2), unicode::decode(context_text),
+                      tokenizer.encode_bare(context_text));
+  });
+  const std::vector<Span> words = words_of(context);
+  const auto taken = static_cast<int64_t>(tokenizer.special_tokens_of_pair() + question.size);
+  const int64_t room = static_cast<int64_t>(inside.max_length) - taken;
+  const int64_t shared = std::min<int64_t>(inside.max_length / overlap, std::max<int64_t>(room / 2, 0));
+
+  constexpr double kNone = -std::numeric_limits<double>::infinity();
+  double best = kNone;
+  Answer found{"", 0, 0, 0};
+  std::pair<double, double> none{std::numeric_limits<double>::infinity(), 0};  // the lowest sum of logits, its share
+  for (const auto& [first, last] : windows_of(whole, words, room, shared)) {
+    const Span place = words.empty() ? Span{} : Span{words[first].start, words[last].end};
+    const std::u32string window = context.substr(place.start, place.end - place.start);
+    const Encoding encoding = inside.encode(question.text, unicode::encode(window));
+    const Logits logits = logits_of(encoding, inside.run(encoding, encoding.ids.size(), 2), words_of(window));
+    const std::vector<double> starts = softmax(logits.start), ends = softmax(logits.end);
+    none = std::min(none, {logits.start[0] + logits.end[0], starts[0] * ends[0]});
+    for (std::size_t start = 1; start < starts.size(); ++start) {
+      for (std::size_t stop = start; stop < std::min(start + longest, starts.size()); ++stop) {
+        const double score = logits.start[start] + logits.end[stop];
+        if (score <= best) continue;
+        best = score;
+        const Span span{words[first + start - 1].start, words[first + stop - 1].end};
+        found = {text_at(context, span), span.start, span.end, starts[start] * ends[stop]};
+      }
+    }
+  }
+  return best == kNone || (may_be_none && none.first > best) ? Answer{"", 0, 0, none.second} : found;
+}
+
+std::string EdgeAnswerer::answer_json(std::string_view text) {
+  const auto [question, context] = question_and_context(text);
+  const Answer found = answer(question, context);
+  return line_of({found.text, found.start, found.end, found.score});
+}
+
+Encoding EdgeAnswerer::golden(const std::string& text) const {
+  const auto [question, context] = question_and_context(text);
+  return inside_->encode(question, context);
+}
+
+// --- sentence-similarity ---
+
 EdgeEmbedder EdgeEmbedder::load(const std::string& folder, const Options& options) {
   return EdgeEmbedder(kSimilarity, folder, options);
 }
 
 std::vector<float> EdgeEmbedder::embed(std::string_view text) {
-  Outputs found = inside_->run(inside_->encode(text));
-  if (found.rows != 1) throw BundleError(inside_->folder + ": the model has not one output for a text");
-  return std::move(found.values);
+  return inside_->run(inside_->encode(text)).values;
 }
 
 std::string EdgeEmbedder::answer_json(std::string_view text) {

@@ -6,7 +6,8 @@
 // One class per task, as in Python (edgekd_app.py); each has `self_test`, which runs the golden texts of the bundle and
 // says whether this machine gives the ids and the outputs that were verified. A program is built for one runtime: ONNX
 // Runtime, LiteRT or ExecuTorch. Texts are UTF-8, places in them count characters (Unicode code points). A text longer than
-// the model takes is cut on its right. An object is not safe for several threads at once: give each its own.
+// the model takes is cut on its right; a longer context of a question is read in windows. An object is not safe for
+// several threads at once: give each its own.
 #pragma once
 
 #include <cstddef>
@@ -33,9 +34,9 @@ struct Options {
 struct GoldenRow {
   std::string text;
   bool ids_equal = false;
-  double difference = 0;    // the largest, of the outputs; 0 where the ids differ, because they are not run
-  double milliseconds = 0;  // from ids to outputs
-  std::string answer;       // as JSON
+  std::optional<double> difference;    // the largest, of the outputs; none where the ids differ: they are not run
+  std::optional<double> milliseconds;  // from ids to outputs
+  std::string answer;                  // as JSON
 };
 
 struct SelfTest {
@@ -51,6 +52,8 @@ struct SelfTest {
   // All of it as one line of JSON.
   std::string json() const;
 };
+
+struct Encoding;
 
 // What the four have in common.
 class EdgeModel {
@@ -69,6 +72,9 @@ class EdgeModel {
 
  protected:
   EdgeModel(const char* task, const std::string& folder, const Options& options);
+  // As the model reads a golden text.
+  virtual Encoding golden(const std::string& text) const;
+
   struct Inside;
   std::unique_ptr<Inside> inside_;
 };
@@ -105,6 +111,26 @@ class EdgeTagger : public EdgeModel {
 
  private:
   using EdgeModel::EdgeModel;
+};
+
+struct Answer {
+  std::string text;
+  std::size_t start, end;  // in the context
+  double score;
+};
+
+class EdgeAnswerer : public EdgeModel {
+ public:
+  static EdgeAnswerer load(const std::string& folder, const Options& options = {});
+  // The best span of the context and its probability; {"", 0, 0, score} says that the context has no answer, where the
+  // model was trained for that. A context longer than the model reads goes through it in windows that overlap; the span
+  // with the largest sum of start and end logit wins.
+  Answer answer(std::string_view question, std::string_view context);
+  std::string answer_json(std::string_view text) override;
+
+ private:
+  using EdgeModel::EdgeModel;
+  Encoding golden(const std::string& text) const override;
 };
 
 class EdgeEmbedder : public EdgeModel {
