@@ -264,7 +264,7 @@ def emulated(bundle: Path) -> Program:
         pytest.skip("no qemu-aarch64 on the PATH and no EDGEKD_QEMU (10 or later; 7.2 crashes in ONNX Runtime)")
     if not SYSROOT.is_dir():
         pytest.skip(f"no {SYSROOT}: apt-get install g++-aarch64-linux-gnu")
-    return Program(compiled(bundle, "aarch64", "Release").folder, (QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT)))
+    return Program(compiled(bundle, "aarch64").folder, (QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT)))
 
 
 @pytest.fixture(scope="module", params=["onnx", "litert", "executorch"])
@@ -283,7 +283,7 @@ def task_bundle(request: pytest.FixtureRequest, result: pipeline.Result,
 @pytest.mark.timeout(1800)
 def test_every_task_on_every_runtime(task_bundle: Path) -> None:
     task = json.loads((task_bundle / "app.json").read_text())["task"]
-    same(compiled(task_bundle, kind="Release"), task_bundle, asked_of(task), 1e-5)
+    same(compiled(task_bundle), task_bundle, asked_of(task), 1e-5)
 
 
 @pytest.mark.slow
