@@ -1,0 +1,109 @@
+package dev.edgekd.text
+
+/** Offsets count in the text, or in the pair's own text, as Kotlin's strings do (UTF-16); specials have 0, 0. */
+class Encoding(
+    val ids: IntArray,
+    val starts: IntArray,
+    val ends: IntArray,
+    val specialMask: IntArray,  // 1: put there by the post-processor
+    val typeIds: IntArray,
+)
+
+/** Texts in, token ids out. */
+interface Encoder : AutoCloseable {
+    /** `maxLength` counts the special tokens too; what is too much is cut off at the end. */
+    fun encode(text: String, maxLength: Int = Int.MAX_VALUE): Encoding
+
+    fun encodePair(
+        first: String,
+        second: String,
+        maxLength: Int = Int.MAX_VALUE,
+        truncation: Truncation = Truncation.LONGEST_FIRST,
+    ): Encoding
+
+    override fun close() = Unit
+}
+
+/**
+ * A tokenizer of the Hugging Face format tokenizer.json: the ids and offsets that the Python package gives. What the
+ * file says on truncation and padding is left out: it is how the file was last used, not what the tokenizer is.
+ */
+internal class Tokenizer(
+    private val addedRaw: AddedTokens,  // found in the text as written
+    private val addedNormalized: AddedTokens,  // found after normalizing
+    private val normalizers: List<Normalizer>,
+    private val preTokenizers: List<PreTokenizer>,
+    private val model: Model,
+    private val postProcessor: PostProcessor,
+) : Encoder {
+    override fun encode(text: String, maxLength: Int) =
+        finished(tokensOf(text), null, maxLength, Truncation.LONGEST_FIRST)
+
+    override fun encodePair(first: String, second: String, maxLength: Int, truncation: Truncation) =
+        finished(tokensOf(first), tokensOf(second), maxLength, truncation)
+
+    /** The pieces that are not added tokens are normalized. */
+    private fun piecesOf(text: String): List<Piece> = addedRaw.split(AlignedText.of(text)).flatMap { raw ->
+        if (raw.token != null) listOf(raw)
+        else addedNormalized.split(normalizers.fold(raw.text) { before, normalizer -> normalizer(before) })
+    }
+
+    private fun tokensOf(text: String): MutableList<Token> {
+        val tokens = ArrayList<Token>()
+        for (piece in piecesOf(text)) {
+            if (piece.token != null) {
+                val whole = piece.text
+                val content = String(whole.text, 0, whole.size)
+                tokens.add(Token(piece.token, content, whole.startOf(0), whole.endOf(whole.size - 1)))
+                continue
+            }
+            for (word in wordsOf(piece.text)) {
+                val before = tokens.size
+                model.tokenize(Word(word.text), tokens)
+                for (i in before until tokens.size) {
+                    tokens[i] = tokens[i].at(word.startOf(tokens[i].start), word.endOf(tokens[i].end - 1))
+                }
+            }
+        }
+        return tokens
+    }
+
+    private fun wordsOf(text: AlignedText): List<AlignedText> =
+        preTokenizers.fold(listOf(text).filled()) { words, preTokenizer -> words.flatMap(preTokenizer).filled() }
+
+    private fun List<AlignedText>.filled() = filter { it.size > 0 }
+
+    private fun finished(
+        first: MutableList<Token>,
+        second: MutableList<Token>?,
+        maxLength: Int,
+        truncation: Truncation,
+    ): Encoding {
+        val slots = if (second == null) postProcessor.single else postProcessor.pair
+        val added = slots.sumOf { it.ids.size }
+        if (maxLength < added) throw TokenizerError("max_length $maxLength does not hold the $added special tokens")
+        truncate(first, second, maxLength - added, truncation)
+        postProcessor.trimming?.let { trimming ->
+            trimming.trim(first)
+            second?.let(trimming::trim)
+        }
+        val ids = Ints()
+        val starts = Ints()
+        val ends = Ints()
+        val special = Ints()
+        val types = Ints()
+        fun add(id: Int, start: Int, end: Int, isSpecial: Int, type: Int) {
+            ids.add(id)
+            starts.add(start)
+            ends.add(end)
+            special.add(isSpecial)
+            types.add(type)
+        }
+        for (slot in slots) {
+            val tokens = if (slot.text == null) emptyList() else if (slot.text == 0) first else second!!
+            for (token in tokens) add(token.id, token.start, token.end, 0, slot.type)
+            for (id in slot.ids) add(id, 0, 0, 1, slot.type)
+        }
+        return Encoding(ids.toArray(), starts.toArray(), ends.toArray(), special.toArray(), types.toArray())
+    }
+}
