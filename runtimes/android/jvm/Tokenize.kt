@@ -1,3 +1,5 @@
+@file:JvmName("Tokenize")
+
 package dev.edgekd
 
 import dev.edgekd.text.Encoder

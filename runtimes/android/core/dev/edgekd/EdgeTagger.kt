@@ -2,6 +2,7 @@ package dev.edgekd
 
 import dev.edgekd.text.AlignedText
 import dev.edgekd.text.Encoding
+import dev.edgekd.text.Places
 import dev.edgekd.text.splitBert
 import java.io.File
 
@@ -17,7 +18,7 @@ class EdgeTagger internal constructor(files: BundleFiles, threads: Int) : EdgeMo
     /** In the order of the text. */
     fun tag(text: String): List<Span> {
         val (encoding, logits) = alone { encode(text).let { Pair(it, logits(it)) } }
-        val words = splitBert(AlignedText.of(text)).map { Word(it.startOf(0), it.endOf(it.size - 1)) }
+        val words = wordsOf(text)
         val tags = firstTokens(encoding, words).map { tagOf(if (it == null) null else logits.row(it)) }
         return spansOf(tags.map { it.name }).map { (label, words_) ->
             val start = words[words_.first].start
@@ -27,6 +28,12 @@ class EdgeTagger internal constructor(files: BundleFiles, threads: Int) : EdgeMo
     }
 
     override fun answerGolden(text: String) = tag(text)
+
+    private fun wordsOf(text: String): List<Word> {
+        val aligned = AlignedText.of(text)
+        val places = Places(aligned.text)
+        return splitBert(aligned).map { Word(places[it.startOf(0)], places[it.endOf(it.size - 1)]) }
+    }
 
     /** A word that was cut off has no logits: all classes are equally likely there. */
     private fun tagOf(logits: FloatArray?): Tag {

@@ -2,7 +2,7 @@ package dev.edgekd.text
 
 /**
  * A text under way from what was written to what the model reads, each character with its place in the original.
- * Places count in the original string, so in UTF-16 as Kotlin does.
+ * Places count characters (code points); [Places] makes Kotlin's of them.
  */
 internal class AlignedText private constructor(
     val text: IntArray,
@@ -87,15 +87,7 @@ internal class AlignedText private constructor(
     companion object {
         fun of(text: String): AlignedText {
             val characters = codePointsOf(text)
-            val starts = IntArray(characters.size)
-            val ends = IntArray(characters.size)
-            var place = 0
-            for (i in characters.indices) {
-                starts[i] = place
-                place += Character.charCount(characters[i])
-                ends[i] = place
-            }
-            return AlignedText(characters, starts, ends)
+            return AlignedText(characters, IntArray(characters.size) { it }, IntArray(characters.size) { it + 1 })
         }
     }
 }

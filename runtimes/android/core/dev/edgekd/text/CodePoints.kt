@@ -26,15 +26,22 @@ internal fun codePointsOf(text: String): IntArray {
     return found.toArray()
 }
 
-/** A word, and its parts as strings. */
-internal class Word(val characters: IntArray) {
-    val size get() = characters.size
-    val text = String(characters, 0, characters.size)
-    private val places = IntArray(size + 1)  // of the characters in the string
+/** Where the characters (code points) of a text stand in the string, which counts in UTF-16. */
+internal class Places(characters: IntArray) {
+    private val places = IntArray(characters.size + 1)
 
     init {
-        for (i in 0 until size) places[i + 1] = places[i] + Character.charCount(characters[i])
+        for (i in characters.indices) places[i + 1] = places[i] + Character.charCount(characters[i])
     }
+
+    operator fun get(character: Int) = places[character]
+}
+
+/** A word, and its parts as strings. */
+internal class Word(characters: IntArray) {
+    val size = characters.size
+    val text = String(characters, 0, size)
+    private val places = Places(characters)
 
     fun part(start: Int, end: Int): String = text.substring(places[start], places[end])
 }

@@ -37,18 +37,18 @@ internal class Tokenizer(
     private val postProcessor: PostProcessor,
 ) : Encoder {
     override fun encode(text: String, maxLength: Int) =
-        finished(tokensOf(text), null, maxLength, Truncation.LONGEST_FIRST)
+        finished(AlignedText.of(text), null, maxLength, Truncation.LONGEST_FIRST)
 
     override fun encodePair(first: String, second: String, maxLength: Int, truncation: Truncation) =
-        finished(tokensOf(first), tokensOf(second), maxLength, truncation)
+        finished(AlignedText.of(first), AlignedText.of(second), maxLength, truncation)
 
     /** The pieces that are not added tokens are normalized. */
-    private fun piecesOf(text: String): List<Piece> = addedRaw.split(AlignedText.of(text)).flatMap { raw ->
+    private fun piecesOf(text: AlignedText): List<Piece> = addedRaw.split(text).flatMap { raw ->
         if (raw.token != null) listOf(raw)
         else addedNormalized.split(normalizers.fold(raw.text) { before, normalizer -> normalizer(before) })
     }
 
-    private fun tokensOf(text: String): MutableList<Token> {
+    private fun tokensOf(text: AlignedText): MutableList<Token> {
         val tokens = ArrayList<Token>()
         for (piece in piecesOf(text)) {
             if (piece.token != null) {
@@ -74,11 +74,13 @@ internal class Tokenizer(
     private fun List<AlignedText>.filled() = filter { it.size > 0 }
 
     private fun finished(
-        first: MutableList<Token>,
-        second: MutableList<Token>?,
+        firstText: AlignedText,
+        secondText: AlignedText?,
         maxLength: Int,
         truncation: Truncation,
     ): Encoding {
+        val first = tokensOf(firstText)
+        val second = secondText?.let(::tokensOf)
         val slots = if (second == null) postProcessor.single else postProcessor.pair
         val added = slots.sumOf { it.ids.size }
         if (maxLength < added) throw TokenizerError("max_length $maxLength does not hold the $added special tokens")
@@ -100,8 +102,11 @@ internal class Tokenizer(
             types.add(type)
         }
         for (slot in slots) {
-            val tokens = if (slot.text == null) emptyList() else if (slot.text == 0) first else second!!
-            for (token in tokens) add(token.id, token.start, token.end, 0, slot.type)
+            val (text, tokens) = if (slot.text == 1) Pair(secondText, second) else Pair(firstText, first)
+            if (slot.text != null && text != null && tokens != null) {
+                val places = Places(text.text)
+                for (token in tokens) add(token.id, places[token.start], places[token.end], 0, slot.type)
+            }
             for (id in slot.ids) add(id, 0, 0, 1, slot.type)
         }
         return Encoding(ids.toArray(), starts.toArray(), ends.toArray(), special.toArray(), types.toArray())
