@@ -1,4 +1,4 @@
-@file:JvmName("Answer")
+@file:JvmName("AnswerMain")
 
 package dev.edgekd
 
@@ -30,6 +30,7 @@ fun main(arguments: Array<String>) {
 private fun opened(folder: File): EdgeModel = when (val task = Settings.read(FolderFiles(folder)).task) {
     EdgeClassifier.TASK -> EdgeClassifier.load(folder)
     EdgeTagger.TASK -> EdgeTagger.load(folder)
+    EdgeAnswerer.TASK -> EdgeAnswerer.load(folder)
     EdgeEmbedder.TASK -> EdgeEmbedder.load(folder)
     else -> throw BundleError("$folder: is for $task, which this library does not know")
 }
@@ -37,6 +38,7 @@ private fun opened(folder: File): EdgeModel = when (val task = Settings.read(Fol
 private fun answer(model: EdgeModel, texts: List<String>): Any = when (model) {
     is EdgeClassifier -> model.classify(texts[0])
     is EdgeTagger -> model.tag(texts[0])
+    is EdgeAnswerer -> model.answer(texts[0], texts.getOrElse(1) { "" })
     is EdgeEmbedder -> model.embed(texts[0])
     else -> error("no such model")
 }
@@ -49,6 +51,7 @@ private fun written(value: Any?): String = when (value) {
     is List<*> -> value.joinToString(", ", "[", "]", transform = ::written)
     is Scored -> written(listOf(value.label, value.score))
     is Span -> written(listOf(value.label, value.start, value.end, value.text, value.score))
+    is Answer -> written(listOf(value.text, value.start, value.end, value.score))
     is Report.Row -> written(
         mapOf(
             "text" to value.text,

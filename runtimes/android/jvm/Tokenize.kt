@@ -1,8 +1,8 @@
-@file:JvmName("Tokenize")
+@file:JvmName("TokenizeMain")
 
 package dev.edgekd
 
-import dev.edgekd.text.Encoder
+import dev.edgekd.text.Tokenizer
 import dev.edgekd.text.TokenizerError
 import dev.edgekd.text.TokenizerFile
 import dev.edgekd.text.Truncation
@@ -15,7 +15,7 @@ import kotlin.system.exitProcess
  * offsets count in UTF-16.
  */
 fun main(arguments: Array<String>) {
-    val encoder = try {
+    val tokenizer = try {
         TokenizerFile.read(File(arguments.single()).readText())
     } catch (error: TokenizerError) {
         System.err.println("tokenize: ${error.message}")
@@ -26,20 +26,20 @@ fun main(arguments: Array<String>) {
     }
     val out = System.out.writer()
     for (line in System.`in`.bufferedReader().lineSequence()) {
-        out.write(answer(encoder, line) + "\n")
+        out.write(answer(tokenizer, line) + "\n")
         out.flush()
     }
 }
 
-private fun answer(encoder: Encoder, line: String): String = try {
+private fun answer(tokenizer: Tokenizer, line: String): String = try {
     val asked = Json.parse(line)
     val text = asked["text"].text()
     val pair = asked.given("pair")?.text()
     val most = asked.given("max_length")?.whole() ?: Int.MAX_VALUE
     val truncation = Truncation.valueOf((asked.given("truncation")?.text() ?: "longest_first").uppercase())
-    val found = if (pair == null) encoder.encode(text, most) else encoder.encodePair(text, pair, most, truncation)
+    val found = if (pair == null) tokenizer.encode(text, most) else tokenizer.encodePair(text, pair, most, truncation)
     val offsets = found.ids.indices.map { i -> "[${found.starts[i]}, ${found.ends[i]}]" }
-    """{"ids": ${found.ids.toList()}, "offsets": $offsets, "special_mask": ${found.specialMask.toList()}, """ +
+    """{"ids": ${found.ids.toList()}, "offsets": $offsets, "special_mask": ${found.sequences.map { if (it < 0) 1 else 0 }}, """ +
         """"type_ids": ${found.typeIds.toList()}}"""
 } catch (error: TokenizerError) {
     failure(error)

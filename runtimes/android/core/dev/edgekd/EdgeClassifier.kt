@@ -9,7 +9,7 @@ data class Scored(val label: String, val score: Double)
 class EdgeClassifier internal constructor(files: BundleFiles, threads: Int) : EdgeModel(files, threads, TASK) {
     /** The `topK` labels with their probabilities, best first. */
     fun classify(text: String, topK: Int = 3): List<Scored> {
-        val shares = softmax(alone { logits(encode(text)) }.flat())
+        val shares = softmax(alone { logits(encoder.encode(text)) }.flat())
         return shares.indices.sortedByDescending { shares[it] }.take(topK).map { Scored(settings.labels[it], shares[it]) }
     }
 

@@ -5,7 +5,7 @@ import java.io.File
 /** A vector for a text; texts that mean the same have a large cosine. */
 class EdgeEmbedder internal constructor(files: BundleFiles, threads: Int) : EdgeModel(files, threads, TASK) {
     /** The embedding, as the model gives it. */
-    fun embed(text: String): FloatArray = alone { logits(encode(text)) }.flat()
+    fun embed(text: String): FloatArray = alone { logits(encoder.encode(text)) }.flat()
 
     override fun answerGolden(text: String) = embed(text)
 

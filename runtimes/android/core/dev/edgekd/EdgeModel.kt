@@ -1,6 +1,5 @@
 package dev.edgekd
 
-import dev.edgekd.text.Encoder
 import dev.edgekd.text.Encoding
 import dev.edgekd.text.TokenizerError
 import java.io.IOException
@@ -15,13 +14,13 @@ import kotlin.math.exp
 abstract class EdgeModel internal constructor(private val files: BundleFiles, threads: Int, task: String) :
     AutoCloseable {
     val settings = Settings.read(files)
-    private val encoder: Encoder
+    internal val encoder: Encoder
     private val engine: Engine
     private var closed = false
 
     init {
         if (settings.task != task) throw BundleError("${files.place}: is for ${settings.task}, not $task")
-        encoder = opened { openEncoder(files) }
+        encoder = opened { openEncoder(files, settings.maxLength) }
         engine = try {
             opened { openEngine(files, settings, threads) }
         } catch (error: BundleError) {
@@ -42,7 +41,7 @@ abstract class EdgeModel internal constructor(private val files: BundleFiles, th
     val runtime get() = engine.runtime
 
     /** One inference whose answer is thrown away: the first is slower than those that follow. */
-    fun warmUp() = alone { logits(encode("")) }.let {}
+    fun warmUp() = alone { logits(encoder.encode("")) }.let {}
 
     /** Waits for a call under way, and gives the model's memory back. */
     override fun close() = synchronized(this) {
@@ -98,7 +97,7 @@ abstract class EdgeModel internal constructor(private val files: BundleFiles, th
     // --- for the tasks ---
 
     /** Encodes a text of golden.json, and answers it: other than a text only in question answering. */
-    internal open fun encodeGolden(text: String): Encoding = encode(text)
+    internal open fun encodeGolden(text: String): Encoding = encoder.encode(text)
 
     internal abstract fun answerGolden(text: String): Any
 
@@ -110,10 +109,6 @@ abstract class EdgeModel internal constructor(private val files: BundleFiles, th
             throw BundleError("${files.place}: ${error.message}", error)
         }
     }
-
-    internal fun encode(text: String) = encoder.encode(text, settings.maxLength)
-
-    internal fun encodePair(first: String, second: String) = encoder.encodePair(first, second, settings.maxLength)
 
     /** Padded to the shortest length that the model takes; of the answer the padding is cut off again. */
     internal fun logits(encoding: Encoding): Output {

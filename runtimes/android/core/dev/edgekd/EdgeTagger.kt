@@ -1,9 +1,5 @@
 package dev.edgekd
 
-import dev.edgekd.text.AlignedText
-import dev.edgekd.text.Encoding
-import dev.edgekd.text.Places
-import dev.edgekd.text.splitBert
 import java.io.File
 
 /** A labelled part of a text: `text.substring(start, end)`. */
@@ -11,15 +7,13 @@ data class Span(val label: String, val start: Int, val end: Int, val text: Strin
 
 /** Labelled spans of a text, from one BIO tag a word. */
 class EdgeTagger internal constructor(files: BundleFiles, threads: Int) : EdgeModel(files, threads, TASK) {
-    private class Word(val start: Int, val end: Int)
-
     private class Tag(val name: String, val score: Double)
 
     /** In the order of the text. */
     fun tag(text: String): List<Span> {
-        val (encoding, logits) = alone { encode(text).let { Pair(it, logits(it)) } }
+        val (encoding, logits) = alone { encoder.encode(text).let { Pair(it, logits(it)) } }
         val words = wordsOf(text)
-        val tags = firstTokens(encoding, words).map { tagOf(if (it == null) null else logits.row(it)) }
+        val tags = tokensOf(encoding, words).map { tagOf(it?.let { tokens -> logits.row(tokens.first) }) }
         return spansOf(tags.map { it.name }).map { (label, words_) ->
             val start = words[words_.first].start
             val end = words[words_.last].end
@@ -28,12 +22,6 @@ class EdgeTagger internal constructor(files: BundleFiles, threads: Int) : EdgeMo
     }
 
     override fun answerGolden(text: String) = tag(text)
-
-    private fun wordsOf(text: String): List<Word> {
-        val aligned = AlignedText.of(text)
-        val places = Places(aligned.text)
-        return splitBert(aligned).map { Word(places[it.startOf(0)], places[it.endOf(it.size - 1)]) }
-    }
 
     /** A word that was cut off has no logits: all classes are equally likely there. */
     private fun tagOf(logits: FloatArray?): Tag {
@@ -44,16 +32,6 @@ class EdgeTagger internal constructor(files: BundleFiles, threads: Int) : EdgeMo
         val shares = softmax(logits)
         val best = shares.indices.maxByOrNull { logits[it] } ?: 0
         return Tag(labels[best], shares[best])
-    }
-
-    /** The first token that overlaps each word; null where there is none. Both are in the order of the text. */
-    private fun firstTokens(encoding: Encoding, words: List<Word>): List<Int?> {
-        val tokens = encoding.ids.indices.filter { encoding.ends[it] > encoding.starts[it] }
-        var at = 0
-        return words.map { word ->
-            while (at < tokens.size && encoding.ends[tokens[at]] <= word.start) at++
-            tokens.getOrNull(at)?.takeIf { encoding.starts[it] < word.end }
-        }
     }
 
     companion object {

@@ -1,7 +1,8 @@
 package dev.edgekd.text
 
-/** After the model: cutting to a length, and the special tokens around a text or a pair. */
-enum class Truncation { LONGEST_FIRST, ONLY_FIRST, ONLY_SECOND }
+// After the model: cutting to a length, and the special tokens around a text or a pair.
+
+internal enum class Truncation { LONGEST_FIRST, ONLY_FIRST, ONLY_SECOND }
 
 /** Cuts ends off so that both together have at most `most` tokens; `second` may be null. */
 internal fun truncate(first: MutableList<Token>, second: MutableList<Token>?, most: Int, truncation: Truncation) {

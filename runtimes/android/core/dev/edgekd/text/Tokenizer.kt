@@ -1,28 +1,13 @@
 package dev.edgekd.text
 
 /** Offsets count in the text, or in the pair's own text, as Kotlin's strings do (UTF-16); specials have 0, 0. */
-class Encoding(
+internal class Encoding(
     val ids: IntArray,
     val starts: IntArray,
     val ends: IntArray,
-    val specialMask: IntArray,  // 1: put there by the post-processor
     val typeIds: IntArray,
+    val sequences: IntArray,  // 0 or 1: the text that the token is of; -1: put there by the post-processor
 )
-
-/** Texts in, token ids out. */
-interface Encoder : AutoCloseable {
-    /** `maxLength` counts the special tokens too; what is too much is cut off at the end. */
-    fun encode(text: String, maxLength: Int = Int.MAX_VALUE): Encoding
-
-    fun encodePair(
-        first: String,
-        second: String,
-        maxLength: Int = Int.MAX_VALUE,
-        truncation: Truncation = Truncation.LONGEST_FIRST,
-    ): Encoding
-
-    override fun close() = Unit
-}
 
 /**
  * A tokenizer of the Hugging Face format tokenizer.json: the ids and offsets that the Python package gives. What the
@@ -35,12 +20,26 @@ internal class Tokenizer(
     private val preTokenizers: List<PreTokenizer>,
     private val model: Model,
     private val postProcessor: PostProcessor,
-) : Encoder {
-    override fun encode(text: String, maxLength: Int) =
-        finished(AlignedText.of(text), null, maxLength, Truncation.LONGEST_FIRST)
+) {
+    /** How many special tokens a pair has. */
+    val specialsOfPair = specialsOf(postProcessor.pair)
 
-    override fun encodePair(first: String, second: String, maxLength: Int, truncation: Truncation) =
-        finished(AlignedText.of(first), AlignedText.of(second), maxLength, truncation)
+    /** `maxLength` counts the special tokens too; what is too much is cut off at the end. */
+    fun encode(text: String, maxLength: Int = Int.MAX_VALUE) =
+        finished(postProcessor.single, AlignedText.of(text), null, maxLength, Truncation.LONGEST_FIRST)
+
+    fun encodePair(
+        first: String,
+        second: String,
+        maxLength: Int = Int.MAX_VALUE,
+        truncation: Truncation = Truncation.LONGEST_FIRST,
+    ) = finished(postProcessor.pair, AlignedText.of(first), AlignedText.of(second), maxLength, truncation)
+
+    /** In full and without special tokens. */
+    fun encodeBare(text: String) =
+        finished(listOf(Slot(0, IntArray(0), 0)), AlignedText.of(text), null, Int.MAX_VALUE, Truncation.LONGEST_FIRST)
+
+    private fun specialsOf(slots: List<Slot>) = slots.sumOf { it.ids.size }
 
     /** The pieces that are not added tokens are normalized. */
     private fun piecesOf(text: AlignedText): List<Piece> = addedRaw.split(text).flatMap { raw ->
@@ -74,6 +73,7 @@ internal class Tokenizer(
     private fun List<AlignedText>.filled() = filter { it.size > 0 }
 
     private fun finished(
+        slots: List<Slot>,
         firstText: AlignedText,
         secondText: AlignedText?,
         maxLength: Int,
@@ -81,8 +81,7 @@ internal class Tokenizer(
     ): Encoding {
         val first = tokensOf(firstText)
         val second = secondText?.let(::tokensOf)
-        val slots = if (second == null) postProcessor.single else postProcessor.pair
-        val added = slots.sumOf { it.ids.size }
+        val added = specialsOf(slots)
         if (maxLength < added) throw TokenizerError("max_length $maxLength does not hold the $added special tokens")
         truncate(first, second, maxLength - added, truncation)
         postProcessor.trimming?.let { trimming ->
@@ -92,23 +91,23 @@ internal class Tokenizer(
         val ids = Ints()
         val starts = Ints()
         val ends = Ints()
-        val special = Ints()
         val types = Ints()
-        fun add(id: Int, start: Int, end: Int, isSpecial: Int, type: Int) {
+        val sequences = Ints()
+        fun add(id: Int, start: Int, end: Int, type: Int, sequence: Int) {
             ids.add(id)
             starts.add(start)
             ends.add(end)
-            special.add(isSpecial)
             types.add(type)
+            sequences.add(sequence)
         }
         for (slot in slots) {
             val (text, tokens) = if (slot.text == 1) Pair(secondText, second) else Pair(firstText, first)
             if (slot.text != null && text != null && tokens != null) {
                 val places = Places(text.text)
-                for (token in tokens) add(token.id, places[token.start], places[token.end], 0, slot.type)
+                for (token in tokens) add(token.id, places[token.start], places[token.end], slot.type, slot.text)
             }
-            for (id in slot.ids) add(id, 0, 0, 1, slot.type)
+            for (id in slot.ids) add(id, 0, 0, slot.type, -1)
         }
-        return Encoding(ids.toArray(), starts.toArray(), ends.toArray(), special.toArray(), types.toArray())
+        return Encoding(ids.toArray(), starts.toArray(), ends.toArray(), types.toArray(), sequences.toArray())
     }
 }

@@ -6,7 +6,7 @@ import dev.edgekd.JsonError
 /** tokenizer.json to a tokenizer: the one place that knows the format. What is not written is refused by its name. */
 internal object TokenizerFile {
     /** Throws TokenizerError. */
-    fun read(content: String): Encoder = try {
+    fun read(content: String): Tokenizer = try {
         read(Json.parse(content))
     } catch (error: JsonError) {
         throw TokenizerError("no tokenizer.json: ${error.message}")
