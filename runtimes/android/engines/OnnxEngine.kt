@@ -33,7 +33,7 @@ private class OnnxEngine(files: BundleFiles, settings: Settings, threads: Int) :
             types = session.inputInfo.mapValues { (_, node) -> (node.info as TensorInfo).type }
             output = session.outputNames.first()
         } catch (error: OrtException) {
-            throw BundleError("${files.place}: ONNX Runtime ${environment.version} cannot open the model: ${error.message}", error)
+            throw BundleError("${files.place}: ONNX Runtime cannot open the model: ${error.message}", error)
         }
     }
 
@@ -47,7 +47,7 @@ private class OnnxEngine(files: BundleFiles, settings: Settings, threads: Int) :
             return session.run(tensors, setOf(output)).use { result ->
                 val tensor = result[0] as OnnxTensor
                 val values = tensor.floatBuffer
-                Output.of(FloatArray(values.remaining()).also { values.get(it) }, tensor.info.shape.map { it.toInt() })
+                Output(FloatArray(values.remaining()).also { values.get(it) }, tensor.info.shape.last().toInt())
             }
         } catch (error: OrtException) {
             throw BundleError("ONNX Runtime cannot run the model: ${error.message}", error)
@@ -60,7 +60,7 @@ private class OnnxEngine(files: BundleFiles, settings: Settings, threads: Int) :
         val shape = longArrayOf(1, values.size.toLong())
         return when (type) {
             OnnxJavaType.INT64 ->
-                OnnxTensor.createTensor(environment, LongBuffer.wrap(LongArray(values.size) { values[it].toLong() }), shape)
+                OnnxTensor.createTensor(environment, LongBuffer.wrap(values.map { it.toLong() }.toLongArray()), shape)
             OnnxJavaType.INT32 -> OnnxTensor.createTensor(environment, IntBuffer.wrap(values), shape)
             else -> throw BundleError("the model wants an input of type $type, which no text has")
         }

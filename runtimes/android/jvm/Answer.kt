@@ -10,9 +10,8 @@ import kotlin.system.exitProcess
  * context, the answer as a JSON line.
  */
 fun main(arguments: Array<String>) {
-    val folder = File(arguments.single())
     val model = try {
-        opened(folder)
+        openBundle(FolderFiles(File(arguments.single())))
     } catch (error: BundleError) {
         System.err.println("answer: ${error.message}")
         exitProcess(1)
@@ -25,14 +24,6 @@ fun main(arguments: Array<String>) {
             println(written(answer(model, texts)))
         }
     }
-}
-
-private fun opened(folder: File): EdgeModel = when (val task = Settings.read(FolderFiles(folder)).task) {
-    EdgeClassifier.TASK -> EdgeClassifier.load(folder)
-    EdgeTagger.TASK -> EdgeTagger.load(folder)
-    EdgeAnswerer.TASK -> EdgeAnswerer.load(folder)
-    EdgeEmbedder.TASK -> EdgeEmbedder.load(folder)
-    else -> throw BundleError("$folder: is for $task, which this library does not know")
 }
 
 private fun answer(model: EdgeModel, texts: List<String>): Any = when (model) {

@@ -22,9 +22,4 @@ class Output(private val values: FloatArray, val columns: Int) {
 
     /** Without what belongs to padding. */
     fun first(rows: Int) = Output(values.copyOf(rows * columns), columns)
-
-    companion object {
-        /** Of a runtime's output: the batch of one is dropped. */
-        internal fun of(values: FloatArray, shape: List<Int>) = Output(values, shape.last())
-    }
 }
