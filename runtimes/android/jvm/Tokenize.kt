@@ -10,8 +10,8 @@ import java.io.File
 import kotlin.system.exitProcess
 
 /**
- * `tokenize TOKENIZER.JSON`: a line {"text", "pair"?, "max_length"?, "truncation"?} in, a line {"ids", "offsets",
- * "special_mask", "type_ids"} or {"error"} out, as the program of the C++ core, but that
+ * `tokenize TOKENIZER.JSON`: a line {"text", "pair"?, "max_length"?, "truncation"?, "bare"?} in, a line {"ids",
+ * "offsets", "special_mask", "type_ids", "texts"} or {"error"} out, as the program of the C++ core, but that
  * offsets count in UTF-16.
  */
 fun main(arguments: Array<String>) {
@@ -37,10 +37,14 @@ private fun answer(tokenizer: Tokenizer, line: String): String = try {
     val pair = asked.given("pair")?.text()
     val most = asked.given("max_length")?.whole() ?: Int.MAX_VALUE
     val truncation = Truncation.valueOf((asked.given("truncation")?.text() ?: "longest_first").uppercase())
-    val found = if (pair == null) tokenizer.encode(text, most) else tokenizer.encodePair(text, pair, most, truncation)
+    val found = when {
+        asked.flag("bare", false) -> tokenizer.encodeBare(text)
+        pair == null -> tokenizer.encode(text, most)
+        else -> tokenizer.encodePair(text, pair, most, truncation)
+    }
     val offsets = found.ids.indices.map { i -> "[${found.starts[i]}, ${found.ends[i]}]" }
     """{"ids": ${found.ids.toList()}, "offsets": $offsets, "special_mask": ${found.sequences.map { if (it < 0) 1 else 0 }}, """ +
-        """"type_ids": ${found.typeIds.toList()}}"""
+        """"type_ids": ${found.typeIds.toList()}, "texts": ${found.sequences.toList()}}"""
 } catch (error: TokenizerError) {
     failure(error)
 } catch (error: JsonError) {

@@ -29,8 +29,8 @@ abstract class EdgeModel internal constructor(private val files: BundleFiles, th
         }
     }
 
-    private fun <T> opened(open: () -> T): T = try {
-        open()
+    private fun <T> opened(make: () -> T): T = try {
+        make()
     } catch (error: IOException) {
         throw BundleError("${files.place}: no bundle (${error.message})", error)
     } catch (error: TokenizerError) {
@@ -113,10 +113,8 @@ abstract class EdgeModel internal constructor(private val files: BundleFiles, th
     /** Padded to the shortest length that the model takes; of the answer the padding is cut off again. */
     internal fun logits(encoding: Encoding): Output {
         val size = encoding.ids.size
-        val length = if (settings.lengths.isEmpty()) size else {
-            settings.lengths.firstOrNull { it >= size }
-                ?: throw BundleError("${files.place}: the model takes at most ${settings.lengths.last()} tokens, not $size")
-        }
+        val length = if (settings.lengths.isEmpty()) size else settings.lengths.firstOrNull { it >= size }
+        if (length == null) throw BundleError("${files.place}: the model takes at most ${settings.lengths.last()} tokens")
         val inputs = inputsOf(encoding).mapValues { (name, values) ->
             val padding = if (name == "input_ids") settings.padId else 0
             if (length == size) values else IntArray(length) { if (it < size) values[it] else padding }

@@ -47,9 +47,12 @@ internal class AlignedText private constructor(
     }
 
     /** Before the first character, whose origin it takes; nothing where the text is empty. */
-    fun prepend(before: IntArray) = if (size == 0) this else built { into ->
-        for (c in before) into.add(c, starts[0], ends[0])
-        into.add(this, 0, size)
+    fun prepend(before: IntArray): AlignedText {
+        if (size == 0) return this
+        return built { into ->
+            for (c in before) into.add(c, starts[0], ends[0])
+            into.add(this, 0, size)
+        }
     }
 
     /** Each match, of a length that is not 0, becomes `content`, which takes the origin of its last character. */
@@ -58,8 +61,11 @@ internal class AlignedText private constructor(
         while (place < size) {
             val length = lengthAt(place)
             val last = place + length - 1
-            if (length == 0) into.add(text[place], starts[place], ends[place])
-            else for (c in content) into.add(c, starts[last], ends[last])
+            if (length == 0) {
+                into.add(text[place], starts[place], ends[place])
+            } else {
+                for (c in content) into.add(c, starts[last], ends[last])
+            }
             place += maxOf(length, 1)
         }
     }

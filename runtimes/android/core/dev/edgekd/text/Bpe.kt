@@ -89,7 +89,9 @@ internal class Bpe(
         var gone = false
     }
 
-    private class Candidate(val rank: Int, val place: Int, val id: Int)
+    private class Candidate(val rank: Int, val place: Int, val id: Int) : Comparable<Candidate> {
+        override fun compareTo(other: Candidate) = ORDER.compare(this, other)
+    }
 
     private val textOf = HashMap<Int, String>(vocabulary.size * 2)
     private val merges = HashMap<Long, Merge>(merges.size * 2)
@@ -148,7 +150,7 @@ internal class Bpe(
 
     /** The merge of the lowest rank first, of one rank the leftmost. */
     private fun merge(symbols: List<Symbol>) {
-        val candidates = PriorityQueue<Candidate>(compareBy<Candidate> { it.rank }.thenBy { it.place }.thenBy { it.id })
+        val candidates = PriorityQueue<Candidate>()
         fun propose(left: Int) {
             if (left < 0 || symbols[left].after < 0) return
             val merge = mergeOf(symbols[left], symbols[symbols[left].after]) ?: return
@@ -174,4 +176,8 @@ internal class Bpe(
     private fun mergeOf(left: Symbol, right: Symbol) = merges[keyOf(left.id, right.id)]
 
     private fun keyOf(left: Int, right: Int) = left.toLong() shl 32 or right.toLong()
+
+    private companion object {
+        val ORDER = compareBy<Candidate>({ it.rank }, { it.place }, { it.id })
+    }
 }

@@ -42,11 +42,11 @@ suspend fun EdgeEmbedder.Companion.load(
     warmUp: Boolean = true,
 ): EdgeEmbedder = opened(warmUp) { load(AssetFiles(context.applicationContext, name), threads) }
 
-private suspend fun <Model : EdgeModel> opened(warmUp: Boolean, open: () -> Model): Model {
+private suspend fun <Model : EdgeModel> opened(warmUp: Boolean, make: () -> Model): Model {
     var model: Model? = null
     try {
         return withContext(Dispatchers.Default) {
-            open().also {
+            make().also {
                 model = it
                 if (warmUp) it.warmUp()
             }
