@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,19 @@ def tool(fetch: Any) -> Path:
         pytest.skip(str(error))
 
 
-def compiled(sources: Sequence[Path], out: Path, classes: Sequence[Path], *, android: bool = False) -> Path:
-    """Kotlin sources as a .jar or a folder; what does not compile is no reason to skip."""
+def compiled(sources: Sequence[Path], classes: Sequence[Path]) -> Path:
+    """Kotlin sources as a .jar for a JVM, once for the same sources; what does not compile is no reason to skip."""
     tool(android_tools.kotlin)
-    if android:
-        tool(android_tools.android_jar)
-    build_aar.compile_kotlin(sources, out, classes, android=android)
-    return out
+    files = sorted(path for source in sources for path in ([source] if source.is_file() else source.rglob("*.*")))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    place = android_tools.CACHE / "compiled" / f"{digest}.jar"
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            part = Path(folder) / "part.jar"
+            build_aar.compile_kotlin(sources, part, classes, android=False)
+            part.rename(place)
+    return place
 
 
 def core(engine: str, encoder: str) -> list[Path]:

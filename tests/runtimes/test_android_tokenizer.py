@@ -30,12 +30,10 @@ KINDS = ("bert-added", "roberta", "unigram-bytes", "minilm")  # of each kind one
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def command() -> list[str]:
     """The program ``Tokenize``, compiled here."""
-    runtimes = tool(android_tools.runtimes_jar)
-    out = tmp_path_factory.mktemp("kotlin") / "tokenize.jar"
-    compiled([*core("OnnxEngine", "NativeEncoder"), ANDROID / "jvm"], out, [runtimes])
-    return java([out], "dev.edgekd.TokenizeMain")
+    sources = [*core("OnnxEngine", "NativeEncoder"), ANDROID / "jvm"]
+    return java([compiled(sources, [tool(android_tools.runtimes_jar)])], "dev.edgekd.TokenizeMain")
 
 
 @pytest.fixture(scope="session", params=[*MADE, *REAL])
