@@ -19,7 +19,14 @@ TOKENIZERS = ("native", "library")
 ENGINES = {"onnx": "OnnxEngine.kt", "litert": "LiteRtEngine.kt", "executorch": "ExecuTorchEngine.kt"}
 ENCODERS = {"native": "NativeEncoder.kt", "library": "LibraryEncoder.kt"}
 CODE = "library/src/main/kotlin/dev/edgekd"
-PROJECT = ("build.gradle.kts", "gradle.properties", "settings.gradle.kts", "gradle", "library", "sample/build.gradle.kts")
+PROJECT = (
+    "build.gradle.kts",
+    "gradle.properties",
+    "settings.gradle.kts",
+    "gradle",
+    "library",
+    "sample/build.gradle.kts",
+)
 
 
 def place(app: App) -> str:
@@ -48,9 +55,7 @@ def files(app: App) -> Mapping[str, bytes | Path]:
 def _below(folder: Path, at: str) -> dict[str, bytes | Path]:
     if folder.is_file():
         return {at: folder}
-    return {
-        f"{at}/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {f"{at}/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _filled(here: Path, name: str, token: str, value: str) -> dict[str, bytes | Path]:

@@ -1,8 +1,8 @@
 """Fetches what Kotlin is compiled and tried with where there is no Android SDK: the compiler, android.jar, runtimes.
 
-``python runtimes/android/android_tools.py`` fills the cache, ``$EDGEKD_TOOLS`` or ``~/.cache/edgekd/tools``, and says where each
-thing is. Packages come by their names from npm, PyPI and Debian, each through its own client; what cannot be had
-raises ToolsError. Only the standard library is used.
+``python runtimes/android/android_tools.py`` fills the cache, ``$EDGEKD_TOOLS`` or ``~/.cache/edgekd/tools``, and says
+where each thing is. Packages come by their names from npm, PyPI and Debian, each through its own client; what cannot be
+had raises ToolsError. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ KOTLIN = "kotlin-compiler@2.4.20"  # JetBrains, on npm
 EXECUTORCH = "react-native-executorch@0.8.5"  # has the classes of org.pytorch:executorch-android
 RUNTIMES = "pyserini==0.40.0"  # has the classes and the desktop libraries of ONNX Runtime 1.17 and DJL's tokenizers
 ANDROID = ("sid", "libandroid-23-java")  # Debian's only android.jar
-KEPT = re.compile(r"ai/onnxruntime/(?!native/)|ai/onnxruntime/native/linux-|ai/djl/|native/lib/(linux-|tokenizers)|"
-                  r"com/google/gson/|org/slf4j/|org/apache/commons/compress/|com/sun/jna/|META-INF/services/ai\.djl")
+KEPT = re.compile(
+    r"ai/onnxruntime/(?!native/)|ai/onnxruntime/native/linux-|ai/djl/|native/lib/(linux-|tokenizers)|"
+    r"com/google/gson/|org/slf4j/|org/apache/commons/compress/|com/sun/jna/|META-INF/services/ai\.djl"
+)
 
 
 class ToolsError(Exception):

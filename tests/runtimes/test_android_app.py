@@ -1,12 +1,13 @@
 """An Android bundle's library on a JVM: it answers as the run did, and is built as an .aar that an app takes.
 
-ONNX Runtime's Java API runs for real, in the version that a wheel of PyPI has for desktops (1.17: it reads IR 9, so the
-model's ``ir_version`` is lowered in a copy). LiteRT's and ExecuTorch's classes are compiled against; of LiteRT a stand-in
-runs. ``android.content`` is a stand-in too. Nothing here starts Android.
+ONNX Runtime's Java API runs for real, in the version that a wheel of PyPI has for desktops (1.17: it reads IR 9, so
+the model's ``ir_version`` is lowered in a copy). ExecuTorch's classes are compiled against; of LiteRT and of
+``android.content`` stand-ins run. Nothing here starts Android.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -95,8 +96,6 @@ def same(one: Any, other: Any) -> bool:
 
 def check(app: App, command: list[str], tokenizer: str, folder: Path, texts: list[str]) -> dict[str, Any]:
     """The self-test passes, and each text is answered as the Python library answers it; returns the report."""
-    import dataclasses
-
     stage.make(dataclasses.replace(app, tokenizer=tokenizer), "android", folder / "android", allow_unverified=True)
     stage.make(dataclasses.replace(app, tokenizer=""), "linux", folder / "linux", allow_unverified=True)
     ask = asker(command, assets_of(folder / "android"), app.task)
@@ -145,10 +144,10 @@ def artefacts() -> list[Path]:
     return [Path(one) for one in os.environ.get("EDGEKD_ARTIFACTS", "").split(":") if one]
 
 
-@pytest.mark.parametrize("folder", artefacts() or [None], ids=lambda one: one and f"{one.parent.parent.name}-{one.name}")
-def test_a_real_run_answers_as_it_did(
-    folder: Path | None, answer: list[str], tokenizer: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "folder", artefacts() or [None], ids=lambda one: one and f"{one.parent.parent.name}-{one.name}"
+)
+def test_a_real_run_answers_as_it_did(folder: Path | None, answer: list[str], tokenizer: str, tmp_path: Path) -> None:
     """Golden ids and logits, and the answers of Python's library to the texts of its data."""
     if folder is None:
         pytest.skip("EDGEKD_ARTIFACTS names no artefacts of real runs")
@@ -159,7 +158,7 @@ def test_a_real_run_answers_as_it_did(
     golden = json.loads((folder / "golden.json").read_text())
     logits = golden["outputs"]["logits"]
     tags = isinstance(logits[0][0], list)
-    flat = [one for row in logits for one in (sum(row, []) if tags else row)]
+    flat = [one for row in logits for vector in (row if tags else [row]) for one in vector]
     scheme = folder.name.partition("-")[2]
     app = App(
         name="real",
@@ -233,7 +232,7 @@ def test_litert_is_called_as_it_wants(tmp_path: Path) -> None:
         (assets / "app.json").write_text(json.dumps({**settings, "lengths": lengths, "max_length": lengths[-1]}))
         report, vector, longer = asked([*command, str(assets)], ["the quick fox", "the quick fox " * 3])
         assert report["passed"] and report["runtime"] == "litert stub", (said, report)
-        assert vector == pytest.approx(sum(outputs, []), abs=1), said
+        assert vector == pytest.approx([one for row in outputs for one in row], abs=1), said
         assert len(longer) == 2 * (8 if lengths == [8] else 11)
     (assets / "model" / "model.tflite").write_text("x")
     done = subprocess.run([*command, str(assets)], capture_output=True, text=True, timeout=60)

@@ -55,9 +55,7 @@ def test_hard_texts(both: KotlinAndPython) -> None:
 def test_pairs_and_lengths(both: KotlinAndPython) -> None:
     chance = random.Random(0)
     lengths = [None, *range(6, 24), 64]
-    both.check(
-        Row(chance.choice(HARD), chance.choice([None, *HARD]), chance.choice(lengths)) for _ in range(1500)
-    )
+    both.check(Row(chance.choice(HARD), chance.choice([None, *HARD]), chance.choice(lengths)) for _ in range(1500))
 
 
 def test_every_character(both: KotlinAndPython, request: pytest.FixtureRequest) -> None:
@@ -133,7 +131,7 @@ def test_what_is_not_written_is_refused_by_name(command: list[str], tmp_path: Pa
         ({"model": {"type": "WordLevel", "vocab": {}}}, "model WordLevel"),
         ({"post_processor": {"type": "Unheard"}}, "post-processor Unheard"),
         ({"model": {**known["model"], "vocab": {"[UNK]": 1.5}}}, "not a whole number"),
-        ({"model": {**known["model"], "unk_token": "?"}}, "unk_token is not in the vocabulary"),
+        ({"model": {**known["model"], "unk_token": "no such"}}, "unk_token is not in the vocabulary"),
     ]
     for change, told in cases:
         file.write_text(json.dumps(known | change), encoding="utf-8")
