@@ -28,7 +28,7 @@ TAKEN = frozenset(
 def module(name: str) -> str:
     """The Swift module of a bundle: my-intents is MyIntents. BadInput where the system has one of that name."""
     found = "".join(part.capitalize() for part in name.split("-"))
-    if found in TAKEN or found.startswith("Edge") and (_sources() / "Sources" / MODULE / f"{found}.swift").is_file():
+    if found in TAKEN or (_sources() / "Sources" / MODULE / f"{found}.swift").is_file():  # a type of our own
         todo = f"Another name: --name {name}-model."
         raise BadInput(f"'{name}' would be the Swift module {found}, a name that is taken", where="--name", todo=todo)
     return found
@@ -73,8 +73,8 @@ def _manifest(app: App, path: Path, name: str) -> bytes:
     return text.encode()
 
 
-_START = """Add this folder to the app: in Xcode, *File > Add Package Dependencies > Add Local*, and its library to the app's
-target. `swift test` on a Mac runs the self-test there. `Package.swift` says how the module is called.
+_START = """Add this folder to the app: in Xcode, *File > Add Package Dependencies > Add Local*, and its library to the
+app's target. `swift test` on a Mac runs the self-test there. `Package.swift` says how the module is called.
 
 ```swift
 let model = try await {kind}.load()

@@ -1,4 +1,4 @@
-"""A Swift toolchain for the tests: on the PATH, or in the root folder that EDGEKD_SWIFT_ROOT names (``make_root.sh``)."""
+"""A Swift toolchain for the tests: on the PATH, or in the root folder that EDGEKD_SWIFT_ROOT names (make_root.sh)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Swift tokenizer core gives what Python's ``tokenizers`` gives: the rows of the C++ core's tests, and its tables."""
+"""The Swift tokenizer core gives what Python's ``tokenizers`` gives: over the rows of the C++ core's tests."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class BothInSwift(Both):
 
 
 @pytest.fixture(
-    scope="session", params=[pytest.param(name, marks=slow) for name in sorted({*MADE, *REAL}, key=lambda n: n not in QUICK)]
+    scope="session",
+    params=[pytest.param(name, marks=slow) for name in sorted({*MADE, *REAL}, key=lambda name: name not in QUICK)],
 )
 def both(request: pytest.FixtureRequest, swift: Swift, workshop: Path) -> Iterator[Both]:
     """Each tokenizer in turn."""

@@ -1,6 +1,7 @@
 // What the library calls of Apple's Core ML, declared as there, for machines that have none. The model answers the golden
-// ids of the bundle that it lies in with the golden logits, other ids with zeros, and complains of a shape that the
-// file does not have.
+// ids of the bundle that it lies in with the golden logits (a golden.json in the package goes first), and other ids with
+// numbers that a test can compute: ((31 id + 17 place + 7 class) mod 101) / 8 for a token, and for a text the mean of
+// its tokens' numbers. It complains of a shape that the file does not have.
 import Foundation
 
 public enum MLComputeUnits: Int, Sendable { case cpuOnly, cpuAndGPU, all, cpuAndNeuralEngine }
@@ -69,7 +70,9 @@ public class MLModel: NSObject {
     let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString + ".mlmodelc")
     try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
     let model = url.deletingLastPathComponent()
-    for file in [model.appendingPathComponent("golden.json"), model.deletingLastPathComponent().appendingPathComponent("app.json")] {
+    let golden = [url, model].map { $0.appendingPathComponent("golden.json") }
+    let app = model.deletingLastPathComponent().appendingPathComponent("app.json")
+    for file in [golden.first { FileManager.default.fileExists(atPath: $0.path) } ?? golden[1], app] {
       try FileManager.default.copyItem(at: file, to: place.appendingPathComponent(file.lastPathComponent))
     }
     return place
@@ -101,19 +104,28 @@ public class MLModel: NSObject {
     let padId = app["pad_id"] as? Int ?? 0
     let known = golden["inputs"] as? [String: [[Int]]] ?? [:]
     let outputs = (golden["outputs"] as? [String: [Any]])?["logits"] ?? []
-    var logits = [Float](repeating: 0, count: flat(outputs[0]).count)
+    let perToken = (outputs[0] as? [Any])?.first is [Any]
+    let width = perToken ? flat((outputs[0] as? [Any])?.first ?? []).count : flat(outputs[0]).count
+    var logits = formula(row[0], mask: row[1], width, perToken)
     for (number, output) in outputs.enumerated() {
       let same = zip(names, row).allSatisfy { name, numbers in
         let wanted = known[name]?[number] ?? []
-        return numbers == wanted + Array(repeating: name == "input_ids" ? padId : 0, count: length - wanted.count)
+        let padding = name == "input_ids" ? padId : 0
+        return wanted.count <= length && numbers == wanted + Array(repeating: padding, count: length - wanted.count)
       }
-      if same { logits = flat(output) }
+      if same { logits.replaceSubrange(0..<flat(output).count, with: flat(output)) }
     }
-    if let one = (outputs[0] as? [Any])?.first as? [Any] {  // a list for each token, of the padding too
-      logits += Array(repeating: 0, count: max(0, length * one.count - logits.count))
-    }
-    let array = MLShapedArray<Float>(scalars: logits, shape: [1, logits.count])
+    let array = MLShapedArray<Float>(scalars: logits, shape: perToken ? [1, length, width] : [1, width])
     return try MLDictionaryFeatureProvider(dictionary: ["logits": MLFeatureValue(shapedArray: array)])
+  }
+
+  private func formula(_ ids: [Int], mask: [Int], _ width: Int, _ perToken: Bool) -> [Float] {
+    let tokens = ids.enumerated().map { place, id in
+      (0..<width).map { Float((31 * id + 17 * place + 7 * $0) % 101) / 8 }
+    }
+    if perToken { return tokens.flatMap { $0 } }
+    let read = zip(tokens, mask).filter { $0.1 == 1 }.map(\.0)
+    return (0..<width).map { number in read.reduce(0) { $0 + $1[number] } / Float(read.count) }
   }
 
   private func flat(_ value: Any) -> [Float] {

@@ -8,15 +8,11 @@ func answer(_ tokenizer: Tokenizer, _ line: String) throws -> String {
   let most = try asked["max_length"]?.int
   let name = try asked["truncation"]?.string ?? "longest_first"
   guard let truncation = Truncation(rawValue: name) else { throw BundleError("no such truncation: \(name)") }
-  let encoding: Encoding
-  if let pair = try asked["pair"]?.string {
-    encoding = try tokenizer.encode(text, pair: pair, maxLength: most, truncation: truncation)
-  } else {
-    encoding = try tokenizer.encode(text, maxLength: most)
-  }
+  let pair = try asked["pair"]?.string
+  let encoding = try tokenizer.encode(text, pair: pair, maxLength: most, truncation: truncation)
   let offsets = encoding.offsets.map { "[\($0.lowerBound),\($0.upperBound)]" }.joined(separator: ",")
   return "{\"ids\":\(encoding.ids),\"offsets\":[\(offsets)],"
-    + "\"special_mask\":\(encoding.specialMask),\"type_ids\":\(encoding.typeIds)}"
+    + "\"special_mask\":\(encoding.sequences.map { $0 == nil ? 1 : 0 }),\"type_ids\":\(encoding.typeIds)}"
 }
 
 func quoted(_ text: String) -> String {

@@ -26,7 +26,7 @@ public struct EdgeClassifier: Sendable {
 
   /// The golden texts on this device.
   public func selfTest() async throws -> SelfTestReport {
-    try await bundle.selfTest(encode: bundle.encode) { text in
+    try await bundle.selfTest { text in
       try await classify(text, topK: 1).map { "\($0.label) \($0.score)" }.joined()
     }
   }

@@ -18,6 +18,6 @@ public struct EdgeEmbedder: Sendable {
 
   /// The golden texts on this device.
   public func selfTest() async throws -> SelfTestReport {
-    try await bundle.selfTest(encode: bundle.encode) { text in "\(try await embed(text).count) numbers" }
+    try await bundle.selfTest { text in "\(try await embed(text).count) numbers" }
   }
 }

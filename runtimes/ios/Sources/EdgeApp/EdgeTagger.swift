@@ -28,9 +28,9 @@ public struct EdgeTagger: Sendable {
     let outside = labels.firstIndex(of: "O") ?? 0
     var tags: [String] = []
     var scores: [Double] = []
-    for first in firstTokens(of: words, in: encoding.offsets) {
+    for place in tokens(of: words, in: encoding) {
       // A word that was cut off has no logits: all classes are equally likely there.
-      let classes = first.map { logits[$0] } ?? Array(repeating: 0, count: labels.count)
+      let classes = place.map { logits[$0.lowerBound] } ?? Array(repeating: 0, count: labels.count)
       let known = classes.contains { $0 != 0 }
       tags.append(labels[known ? highest(classes) : outside])
       scores.append(softmax(classes).max() ?? 0)
@@ -45,7 +45,7 @@ public struct EdgeTagger: Sendable {
 
   /// The golden texts on this device.
   public func selfTest() async throws -> SelfTestReport {
-    try await bundle.selfTest(encode: bundle.encode) { text in
+    try await bundle.selfTest { text in
       try await tag(text).map { "\($0.label): \($0.text)" }.joined(separator: ", ")
     }
   }
@@ -69,13 +69,16 @@ func highest(_ numbers: [Double]) -> Int {
   numbers.indices.max { (numbers[$0], -$0) < (numbers[$1], -$1) } ?? 0
 }
 
-/// The first token that overlaps each word; nil where there is none. Both are in the order of the text.
-func firstTokens(of words: [Range<Int>], in offsets: [Range<Int>]) -> [Int?] {
-  let tokens = offsets.indices.filter { !offsets[$0].isEmpty }
+/// First and last token that overlap each word; nil where none does. Both are in the order of the text.
+func tokens(of words: [Range<Int>], in encoding: Encoding, sequence: Int = 0) -> [ClosedRange<Int>?] {
+  let offsets = encoding.offsets
+  let tokens = offsets.indices.filter { encoding.sequences[$0] == sequence && !offsets[$0].isEmpty }
   var at = 0
   return words.map { word in
     while at < tokens.count, offsets[tokens[at]].upperBound <= word.lowerBound { at += 1 }
-    return at < tokens.count && offsets[tokens[at]].lowerBound < word.upperBound ? tokens[at] : nil
+    var stop = at
+    while stop < tokens.count, offsets[tokens[stop]].lowerBound < word.upperBound { stop += 1 }
+    return stop > at ? tokens[at]...tokens[stop - 1] : nil
   }
 }
 

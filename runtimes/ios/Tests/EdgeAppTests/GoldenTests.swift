@@ -8,21 +8,30 @@ final class GoldenTests: XCTestCase {
     get throws { try Settings(folder: OpenBundle.own).task }
   }
 
-  func testGoldenTexts() async throws {
-    let report: SelfTestReport
-    switch try task {
-    case EdgeClassifier.task: report = try await EdgeClassifier.load().selfTest()
-    case EdgeTagger.task: report = try await EdgeTagger.load().selfTest()
-    case EdgeAnswerer.task: report = try await EdgeAnswerer.load().selfTest()
-    default: report = try await EdgeEmbedder.load().selfTest()
+  private func report() async throws -> SelfTestReport {
+    let task = try self.task
+    switch task {
+    case EdgeClassifier.task:
+      return try await EdgeClassifier.load().selfTest()
+    case EdgeTagger.task:
+      return try await EdgeTagger.load().selfTest()
+    case EdgeAnswerer.task:
+      return try await EdgeAnswerer.load().selfTest()
+    default:
+      return try await EdgeEmbedder.load().selfTest()
     }
+  }
+
+  func testGoldenTexts() async throws {
+    let report = try await report()
     print(String(decoding: try JSONEncoder().encode(report), as: UTF8.self))
     XCTAssertTrue(report.passed, report.wrong.joined(separator: "; "))
     XCTAssertGreaterThan(report.texts, 0)
   }
 
   func testNoText() async throws {
-    switch try task {
+    let task = try self.task
+    switch task {
     case EdgeClassifier.task:
       let model = try await EdgeClassifier.load()
       let answer = try await model.classify("", topK: 1)

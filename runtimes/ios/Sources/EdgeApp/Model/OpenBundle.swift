@@ -22,8 +22,9 @@ final class OpenBundle: Sendable {
 
   static var own: URL { Bundle.module.resourceURL ?? Bundle.module.bundleURL }
 
-  func encode(_ text: String) throws -> Encoding {
-    try tokenizer.encode(text, maxLength: settings.maxLength)
+  /// As the model reads it: with special tokens, cut to its length.
+  func encode(_ text: String, _ second: String? = nil) throws -> Encoding {
+    try tokenizer.encode(text, pair: second, maxLength: settings.maxLength)
   }
 
   /// The model's output: one list, of all tokens or of the text as a whole.
@@ -54,15 +55,17 @@ final class OpenBundle: Sendable {
     return known.filter { name, _ in settings.inputs.contains { $0.name == name } }
   }
 
-  /// The golden texts on this device. `answer` is what the app would show for one.
+  /// The golden texts on this device. `answer` is what the app would show for one; `split` makes a pair
+  /// of one.
   func selfTest(
-    encode: (String) throws -> Encoding, answer: (String) async throws -> String
+    split: (String) -> (String, String?) = { ($0, nil) }, answer: (String) async throws -> String
   ) async throws -> SelfTestReport {
     let golden = try Golden(folder.appendingPathComponent("model").appendingPathComponent("golden.json"))
     var rows: [SelfTestReport.Row] = []
     var wrong: [String] = []
     for (number, text) in golden.texts.enumerated() {
-      let encoding = try encode(text)
+      let (first, second) = split(text)
+      let encoding = try encode(first, second)
       let same = columns(encoding).allSatisfy { golden.inputs[$0.key]?[number] == $0.value }
       var row = SelfTestReport.Row(text: text, idsEqual: same, answer: try await answer(text))
       if same {
@@ -77,7 +80,9 @@ final class OpenBundle: Sendable {
         let difference = zip(found, expected).map { abs($0 - $1) }.max() ?? 0
         row.difference = difference
         // Not a number is not within the bound either.
-        if !(difference <= settings.bound) { wrong.append("text \(number + 1): an output is off by \(difference)") }
+        if !(difference <= settings.bound) {
+          wrong.append("text \(number + 1): an output is off by \(String(format: "%.4g", difference))")
+        }
       } else {
         wrong.append("text \(number + 1): token ids differ")
       }

@@ -50,9 +50,13 @@ enum Truncation: String {
 }
 
 /// A place of a template: the tokens of a text, or special tokens.
-enum Slot {
+enum Slot: Sendable {
   case text(Int, type: Int)  // 0 or 1
   case special([Int], type: Int)
+
+  var isSpecial: Bool {
+    if case .special = self { true } else { false }
+  }
 }
 
 struct PostProcessor: Sendable {

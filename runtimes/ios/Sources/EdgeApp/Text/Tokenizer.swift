@@ -2,7 +2,7 @@
 struct Encoding: Equatable, Sendable {
   var ids: [Int] = []
   var offsets: [Range<Int>] = []  // in code points of the text, or of the pair's own text; of special tokens 0..<0
-  var specialMask: [Int] = []  // 1: put there by the post-processor
+  var sequences: [Int?] = []  // of which text: 0 or 1; nil: put there by the post-processor
   var typeIds: [Int] = []
 }
 
@@ -19,14 +19,13 @@ struct Tokenizer: Sendable {
   var postProcessor = PostProcessor()
 
   /// `maxLength` counts the special tokens too; nil: the whole text.
-  func encode(_ text: String, maxLength: Int? = nil) throws -> Encoding {
-    try finished(tokens(of: text), nil, maxLength, .longestFirst)
-  }
-
   func encode(
-    _ first: String, pair second: String, maxLength: Int? = nil, truncation: Truncation = .longestFirst
+    _ text: String, pair second: String? = nil, maxLength: Int? = nil, truncation: Truncation = .longestFirst,
+    withSpecials: Bool = true
   ) throws -> Encoding {
-    try finished(tokens(of: first), tokens(of: second), maxLength, truncation)
+    var slots = second == nil ? postProcessor.single : postProcessor.pair
+    if !withSpecials { slots.removeAll { $0.isSpecial } }
+    return try finished(tokens(of: text), second.map(tokens), slots, maxLength, truncation)
   }
 
   /// The pieces that are not added tokens are normalized.
@@ -71,10 +70,9 @@ struct Tokenizer: Sendable {
   }
 
   private func finished(
-    _ first: [Token], _ second: [Token]?, _ maxLength: Int?, _ truncation: Truncation
+    _ first: [Token], _ second: [Token]?, _ slots: [Slot], _ maxLength: Int?, _ truncation: Truncation
   ) throws -> Encoding {
     var (first, second) = (first, second)
-    let slots = second == nil ? postProcessor.single : postProcessor.pair
     if let maxLength {
       guard maxLength >= slots.added else {
         throw BundleError("max_length \(maxLength) does not hold the \(slots.added) special tokens")
@@ -92,9 +90,9 @@ struct Tokenizer: Sendable {
     for slot in slots {
       switch slot {
       case .text(let number, let type):
-        for token in number == 0 ? first : second ?? [] { encoding.append(token.id, token.at, special: 0, type) }
+        for token in number == 0 ? first : second ?? [] { encoding.append(token.id, token.at, number, type) }
       case .special(let ids, let type):
-        for id in ids { encoding.append(id, 0..<0, special: 1, type) }
+        for id in ids { encoding.append(id, 0..<0, nil, type) }
       }
     }
     return encoding
@@ -102,10 +100,10 @@ struct Tokenizer: Sendable {
 }
 
 extension Encoding {
-  fileprivate mutating func append(_ id: Int, _ at: Range<Int>, special: Int, _ type: Int) {
+  fileprivate mutating func append(_ id: Int, _ at: Range<Int>, _ sequence: Int?, _ type: Int) {
     ids.append(id)
     offsets.append(at)
-    specialMask.append(special)
+    sequences.append(sequence)
     typeIds.append(type)
   }
 }
