@@ -50,7 +50,7 @@ class Swift:
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
-            env={**os.environ, "HOME": "/tmp", "PATH": os.environ.get("PATH", "") + ":/usr/bin:/bin"},
+            env={**os.environ, **dict.fromkeys(("HOME", "TMPDIR"), self.path(folder))},
         )
 
 

@@ -130,7 +130,10 @@ def test_real_lines(both: Both) -> None:
     assert both.check(rows) > 10_000
 
 
-@settings(max_examples=100_000, deadline=None, suppress_health_check=LAX, database=None)
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("both", sorted(QUICK), indirect=True)
+@settings(max_examples=25_000, deadline=None, suppress_health_check=LAX, database=None)
 @given(row=ROWS)
 def test_very_many_texts(both: Both, row: Row) -> None:
     both.check([row])

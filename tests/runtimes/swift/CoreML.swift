@@ -120,12 +120,15 @@ public class MLModel: NSObject {
   }
 
   private func formula(_ ids: [Int], mask: [Int], _ width: Int, _ perToken: Bool) -> [Float] {
-    let tokens = ids.enumerated().map { place, id in
-      (0..<width).map { Float((31 * id + 17 * place + 7 * $0) % 101) / 8 }
-    }
+    let tokens = ids.enumerated().map { place, id in (0..<width).map { number(id, place, $0) } }
     if perToken { return tokens.flatMap { $0 } }
     let read = zip(tokens, mask).filter { $0.1 == 1 }.map(\.0)
     return (0..<width).map { number in read.reduce(0) { $0 + $1[number] } / Float(read.count) }
+  }
+
+  private func number(_ id: Int, _ place: Int, _ column: Int) -> Float {
+    let whole: Int = 31 * id + 17 * place + 7 * column
+    return Float(whole % 101) / 8
   }
 
   private func flat(_ value: Any) -> [Float] {

@@ -52,11 +52,17 @@ public class Module: NSObject {
 
   public func forward<Output: ValueSequenceConstructible>(_ inputs: [any ValueConvertible]) throws -> Output {
     guard let ids = (inputs[0] as? Tensor<Int64>)?.scalars() else { throw Broken() }
-    let numbers = ids.enumerated().flatMap { place, id in
-      (0..<width).map { Float((31 * Int(id) + 17 * place + 7 * $0) % 101) / 8 }
+    var numbers: [Float] = []
+    for (place, id) in ids.enumerated() {
+      for column in 0..<width { numbers.append(number(Int(id), place, column)) }
     }
     return try Output([Value(numbers: numbers)])
   }
 
   public func forward(_ inputs: [any ValueConvertible]) throws -> [Value] { throw Broken() }
+
+  private func number(_ id: Int, _ place: Int, _ column: Int) -> Float {
+    let whole: Int = 31 * id + 17 * place + 7 * column
+    return Float(whole % 101) / 8
+  }
 }

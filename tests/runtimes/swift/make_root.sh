@@ -5,7 +5,8 @@ set -e
 root=$1
 [ -n "$root" ] || { echo "usage: make_root.sh FOLDER" >&2; exit 2; }
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/\?$' | sort -u | head -1)
-debootstrap --variant=minbase --include=ca-certificates trixie "$root" "${mirror:-http://deb.debian.org/debian}"
+[ -n "$mirror" ] || { echo "make_root.sh: apt has no Debian mirror here" >&2; exit 1; }
+debootstrap --variant=minbase --include=ca-certificates trixie "$root" "$mirror"
 apt-config dump | grep -i '^Acquire.*proxy' > "$root/etc/apt/apt.conf.d/99host" || true
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 mount -t proc proc "$root/proc" # the compiler finds its libraries by /proc/self/exe; again after each start of the machine

@@ -20,8 +20,12 @@ public struct EdgeClassifier: Sendable {
   /// The `topK` labels with their probabilities, best first.
   public func classify(_ text: String, topK: Int = 3) async throws -> [EdgeLabel] {
     let shares = softmax(try await bundle.logits(bundle.encode(text)))
+    let labels = bundle.settings.labels
+    guard shares.count == labels.count else {
+      throw BundleError("the model gives \(shares.count) numbers for \(labels.count) labels")
+    }
     let order = shares.indices.sorted { (-shares[$0], $0) < (-shares[$1], $1) }
-    return zip(order, 0..<max(0, topK)).map { place, _ in EdgeLabel(label: bundle.settings.labels[place], score: shares[place]) }
+    return order.prefix(max(0, topK)).map { EdgeLabel(label: labels[$0], score: shares[$0]) }
   }
 
   /// The golden texts on this device.
