@@ -62,7 +62,7 @@ def _renamed(path: Path, name: str) -> bytes:
 def _manifest(app: App, path: Path, name: str) -> bytes:
     """Package.swift with the module's name, the runtime, and the systems that the file needs."""
     ios, macos = re.findall(r"\d+", str(app.export.get("minimum_deployment", ""))) or ("17", "14")
-    version = dict(app.provenance.get("tools", {})).get("executorch", "1.0.0")
+    version = dict(app.provenance.get("tools", {})).get("executorch", "1.0.0").partition("+")[0]
     text = _renamed(path, name).decode()
     for before, after in (
         ('runtime = "coreml"', f'runtime = "{app.target}"'),

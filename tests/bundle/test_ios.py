@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from edgekd.bundle import ios, stage
 from edgekd.bundle._contract import App
 from edgekd.errors import BadInput
+from edgekd.targets import coreml
+from edgekd.targets._contract import graphs
 
 sys.path.append(str(ROOT / "tests" / "runtimes"))
 from _swift import HELPERS, PACKAGE, Swift, toolchain
@@ -110,7 +112,7 @@ def an_app(folder: Path, task: str = "text-classification", target: str = "corem
         bound=1e-5,
         verdict={"verdict": "pass", "reasons": []},
         measured={"metrics": {}},
-        provenance={"edgekd": "0", "teacher": "t", "tools": {"executorch": "1.9.2"}},
+        provenance={"edgekd": "0", "teacher": "t", "tools": {"executorch": "1.9.2+cpu"}},
         extra=EXTRA.get(task, {}),
     )
 
@@ -156,11 +158,20 @@ def test_the_privacy_manifest_says_what_the_code_does(tmp_path: Path) -> None:
     assert not [one for one in (*wanting.split(), "URLSession", "activeInputModes") if one in code]
 
 
-@pytest.mark.parametrize(("name", "told"), [("foundation", "Foundation"), ("intents", "Intents"), ("swift", "Swift")])
+@pytest.mark.parametrize(
+    ("name", "told"), [("foundation", "Foundation"), ("intents", "Intents"), ("edge-classifier", "EdgeClassifier")]
+)
 def test_a_name_of_the_systems_is_refused(name: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"the Swift module {told}, a name that is taken"):
         stage.make(an_app(tmp_path / "artefact", name=name), "ios", tmp_path / "app")
     assert not (tmp_path / "app").exists()
+
+
+def test_the_engine_knows_the_functions_of_a_file() -> None:
+    """As the exporter names them."""
+    assert graphs(coreml.DEFAULT, 32, [8, 16]) == {"main": 32, "tokens_8": 8, "tokens_16": 16}
+    code = (PACKAGE / "Sources" / "EdgeApp" / "Model" / "CoreMLEngine.swift").read_text()
+    assert r'functionName = length == lengths.max() ? "main" : "tokens_\(length)"' in code
 
 
 def test_names_of_modules() -> None:
