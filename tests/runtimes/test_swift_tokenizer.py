@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def workshop(swift: Swift) -> Iterator[Path]:
         yield folder
 
 
+@dataclass(frozen=True)
+class Bare(Row):
+    """Without the special tokens around a text."""
+
+    bare: bool = True
+
+    def asked(self) -> str:
+        return json.dumps({**json.loads(super().asked()), "bare": True}) + "\n"
+
+
 class BothInSwift(Both):
     """One tokenizer, as Swift and as Python runs it."""
 
@@ -89,6 +100,21 @@ class BothInSwift(Both):
         tokenizer.save(str(self.file))
         command = swift.command(workshop, workshop / "tokenize", self.file)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+
+    def python_answer(self, row: Row) -> dict[str, Any]:
+        """With the text of each token."""
+        if row.max_length is None:
+            self.python.no_truncation()
+        else:
+            self.python.enable_truncation(row.max_length, strategy=row.truncation)
+        found = self.python.encode(row.text, row.pair, add_special_tokens=not isinstance(row, Bare))
+        return {
+            "ids": found.ids,
+            "offsets": [list(span) for span in found.offsets],
+            "special_mask": found.special_tokens_mask,
+            "type_ids": found.type_ids,
+            "texts": [-1 if text is None else text for text in found.sequence_ids],
+        }
 
 
 @pytest.fixture(
@@ -103,7 +129,8 @@ def both(request: pytest.FixtureRequest, swift: Swift, workshop: Path) -> Iterat
 
 
 def test_hard_texts(both: Both) -> None:
-    both.check(Row(text) for text in HARD + EXTRA)
+    both.check(kind(text) for text in HARD + EXTRA for kind in (Row, Bare))
+    both.check(Bare(text, other) for text, other in itertools.pairwise(HARD))
     both.check(Row(text + " " + other) for text, other in itertools.permutations(HARD, 2))
 
 

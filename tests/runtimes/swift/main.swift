@@ -1,5 +1,5 @@
-// tokenize TOKENIZER.JSON: a line {"text", "pair"?, "max_length"?, "truncation"?} in, a line {"ids", "offsets",
-// "special_mask", "type_ids"} or {"error"} out, as the C++ program of that name. Compiled together with the core.
+// tokenize TOKENIZER.JSON: a line {"text", "pair"?, "max_length"?, "truncation"?, "bare"?} in, a line {"ids", "offsets",
+// "special_mask", "type_ids", "texts"} or {"error"} out, as the C++ program of that name. Compiled with the core.
 import Foundation
 
 func answer(_ tokenizer: Tokenizer, _ line: String) throws -> String {
@@ -8,11 +8,13 @@ func answer(_ tokenizer: Tokenizer, _ line: String) throws -> String {
   let most = try asked["max_length"]?.int
   let name = try asked["truncation"]?.string ?? "longest_first"
   guard let truncation = Truncation(rawValue: name) else { throw BundleError("no such truncation: \(name)") }
+  let bare = try asked.bool("bare", or: false)
   let pair = try asked["pair"]?.string
-  let encoding = try tokenizer.encode(text, pair: pair, maxLength: most, truncation: truncation)
+  let encoding = try tokenizer.encode(text, pair: pair, maxLength: most, truncation: truncation, withSpecials: !bare)
   let offsets = encoding.offsets.map { "[\($0.lowerBound),\($0.upperBound)]" }.joined(separator: ",")
   return "{\"ids\":\(encoding.ids),\"offsets\":[\(offsets)],"
-    + "\"special_mask\":\(encoding.sequences.map { $0 == nil ? 1 : 0 }),\"type_ids\":\(encoding.typeIds)}"
+    + "\"special_mask\":\(encoding.sequences.map { $0 == nil ? 1 : 0 }),\"type_ids\":\(encoding.typeIds),"
+    + "\"texts\":\(encoding.sequences.map { $0 ?? -1 })}"
 }
 
 func quoted(_ text: String) -> String {
