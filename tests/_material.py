@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Real data sets and teachers are not part of the project: point EDGEKD_SHARED at a folder with data/ and teachers/.
@@ -28,3 +32,23 @@ def tiny_rows(count: int, seed: int) -> list[tuple[str, str]]:
         words.insert(chance.randrange(len(words) + 1), chance.choice(WORDS[label].split()))
         rows.append((" ".join(words), label))
     return rows
+
+
+def ask_bundle(bundle: Path, *texts: str) -> list[Any]:
+    """What a bundle's own Python program answers, in a process that has nothing of edgekd's on its path."""
+    code = (
+        "import json, sys\nimport edgekd_app\n"
+        "assert not any(name.split('.')[0] == 'edgekd' for name in sys.modules)\n"
+        "sys.argv = ['app', *json.load(sys.stdin)]\nraise SystemExit(edgekd_app.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([str(bundle), *texts]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(bundle / "python")},
+        cwd=bundle,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _material import FILLER, tiny_rows
+from _material import FILLER, ask_bundle, tiny_rows
 
 from edgekd import pipeline, recipe, registry
+from edgekd.bundle import stage as bundle
+from edgekd.bundle._contract import App
+from edgekd.data.stage import read_split
+from edgekd.errors import BadInput
+from edgekd.outputs import read_outputs
 
 RECIPE = """
 name: {task}
@@ -129,7 +134,7 @@ MAKERS: dict[str, Callable[..., None]] = {
 }
 
 
-def ship(task: str, tiny, folder: Path, targets: str) -> None:  # type: ignore[no-untyped-def]
+def ship(task: str, tiny, folder: Path, targets: str) -> pipeline.Result:  # type: ignore[no-untyped-def]
     MAKERS[task](tiny, folder)
     text = RECIPE.format(task=task, folder=folder, losses=LOSSES[task], targets=targets)
     result = pipeline.run(recipe.parse(text), folder / "run")
@@ -146,11 +151,83 @@ def ship(task: str, tiny, folder: Path, targets: str) -> None:  # type: ignore[n
         assert abs(facts["metrics"][headline] - facts["program_metrics"][headline]) < 0.1, step
     document = pipeline.report(result)
     assert document["artifacts"][0]["metrics"][headline] == (result.facts(checked[0]) or {})["metrics"][headline]
+    return result
 
 
 @pytest.mark.parametrize("task", sorted(MAKERS))
-def test_a_task_ships(task: str, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    ship(task, tiny, tmp_path, "[onnx]")
+def test_a_task_ships_and_its_app_answers_as_the_run_did(task: str, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    result = ship(task, tiny, tmp_path, "[onnx]")
+    app = pipeline.app(result, "tiny", "onnx-w8a8")
+    if task == "image-classification":
+        with pytest.raises(BadInput, match="no library for the task image-classification"):
+            bundle.make(app, "linux", tmp_path / "app", allow_unverified=True)
+        return
+    bundle.make(app, "linux", tmp_path / "app", allow_unverified=True)
+    [report] = ask_bundle(tmp_path / "app")
+    assert report["passed"], report["wrong"]
+    ANSWERS[task](result, app, lambda *texts: ask_bundle(tmp_path / "app", *texts))
+
+
+def wanted(result: pipeline.Result) -> list[tuple[str, Any]]:
+    """What the run's own artefact answered to the first rows of the test split, as an app shows it."""
+    task = registry.load("tasks", result.recipe.task)
+    examples = read_split(result.steps["data"].path, "test")[:12]
+    outputs = read_outputs(result.steps["verify-onnx-w8a8"].file("logits.safetensors"))[:12]
+    labels = (result.facts("data") or {})["labels"]
+    pairs = zip(outputs, examples, strict=True)
+    return [(one["text"], task.answer(output, one, labels)) for output, one in pairs]
+
+
+def tags_are_the_runs(result: pipeline.Result, app: App, ask: Callable[..., list[Any]]) -> None:
+    expected = wanted(result)
+    for answer, (_, spans) in zip(ask(*[text for text, _ in expected]), expected, strict=True):
+        assert [one[:4] for one in answer] == [[w["label"], w["start"], w["end"], w["text"]] for w in spans]
+        np.testing.assert_allclose([one[4] for one in answer], [w["score"] for w in spans], atol=1e-5)
+
+
+def embeddings_are_the_runs(result: pipeline.Result, app: App, ask: Callable[..., list[Any]]) -> None:
+    expected = wanted(result)
+    for answer, (_, whole) in zip(ask(*[text for text, _ in expected]), expected, strict=True):
+        np.testing.assert_allclose(answer, whole["embedding"], atol=1e-5)
+
+
+def answers_are_the_runs(result: pipeline.Result, app: App, ask: Callable[..., list[Any]]) -> None:
+    """Judged by the task's own code over the same file: contexts of one window, of many, of none, and odd questions."""
+    from edgekd.targets import onnx
+    from edgekd.tasks import question_answering as task
+
+    examples = [json.loads(line) for line in Path(str(result.recipe.data.test)).read_text().splitlines()][:6]
+    contexts = [one["context"] for one in examples]
+    asked = [(one["question"], one["context"]) for one in examples]
+    asked += [
+        ("which one", " ".join(contexts)),
+        ("which " * 30, ", ".join(contexts[:3])),
+        ("Na\u00efve\u2003caf\u00e9?", "x" * 200 + " " + contexts[0] + "\n\U0001f600 \u4e2d\u6587. " + contexts[1]),
+    ]
+    session, processor = onnx.open_session(app.artifact), task.processor(app.artifact)
+    found = ask(*[f"{question}\n{context}" for question, context in asked])
+    windows = 0
+    for (question, context), (text, start, end, score) in zip(asked, found, strict=True):
+        whole = task.example({"question": question, "context": context}, [])
+        rows = task.expand([whole], processor, app.export["max_length"])
+        windows = max(windows, len(rows))
+        outputs = []
+        for encoded in task.encode(processor, rows, app.export["max_length"]):
+            fed = {name: np.array([encoded[name]], np.int64) for name in task.INPUTS}
+            outputs.append(task.take(session.run(fed)[0], encoded))
+        assert text == task._answer(list(zip(outputs, rows, strict=True)), False)
+        assert context[start:end] == text and 0 < score <= 1
+    assert windows > 5
+    [[text, start, end, score]] = ask("which one\n")
+    assert (text, start, end) == ("", 0, 0) and 0 < score <= 1
+    session.close()
+
+
+ANSWERS = {
+    "token-classification": tags_are_the_runs,
+    "question-answering": answers_are_the_runs,
+    "sentence-similarity": embeddings_are_the_runs,
+}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from edgekd import registry
 from edgekd.bundle._contract import App
 
 TARGETS = frozenset({"onnx", "litert", "executorch", "openvino"})
-TASKS = frozenset({"text-classification", "token-classification", "sentence-similarity"})
+TASKS = frozenset({"text-classification", "token-classification", "question-answering", "sentence-similarity"})
 RUNTIMES = {
     "onnx": "onnxruntime",
     "litert": "ai-edge-litert",
@@ -51,6 +51,9 @@ USAGE = {
     "text-classification": _START.format(kind="EdgeClassifier", call='classify("a text", top_k=3)  # [(label, score)]'),
     "token-classification": _START.format(
         kind="EdgeTagger", call='tag("a text")  # [(label, start, end, text, score)]'
+    ),
+    "question-answering": _START.format(
+        kind="EdgeAnswerer", call='answer("a question", "a text")  # (text, start, end, score)'
     ),
     "sentence-similarity": _START.format(kind="EdgeEmbedder", call='embed("a text")  # [float]'),
 }

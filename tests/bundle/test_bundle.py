@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from _material import ask_bundle
 
 from edgekd import pipeline, recipe, registry
-from edgekd.bundle import stage
+from edgekd.bundle import _native, stage
 from edgekd.bundle._contract import App
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
@@ -48,44 +45,18 @@ def run(tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:  # type: ignore[
     return Run(folder, pipeline.run(recipe.parse(tiny.recipe), folder))
 
 
-@pytest.fixture
-def asked() -> Callable[..., list[Any]]:
-    """The bundle's own program, in a process that has nothing of edgekd's on its path."""
-
-    def call(bundle: Path, *texts: str) -> list[Any]:
-        library = bundle / "python"
-        code = (
-            "import json, sys\nimport edgekd_app\n"
-            "assert not any(name.split('.')[0] == 'edgekd' for name in sys.modules)\n"
-            "sys.argv = ['app', *json.load(sys.stdin)]\nraise SystemExit(edgekd_app.main())"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=json.dumps([str(bundle), *texts]),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**os.environ, "PYTHONPATH": str(library)},
-            cwd=bundle,
-        )
-        assert done.returncode in (0, 1), done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return call
-
-
-def test_a_bundle_tests_itself_and_answers_as_the_run_did(run: Run, asked: Any, tmp_path: Path) -> None:
+def test_a_bundle_tests_itself_and_answers_as_the_run_did(run: Run, tmp_path: Path) -> None:
     stage.make(run.app(), "linux", tmp_path / "app")
-    [report] = asked(tmp_path / "app")
+    [report] = ask_bundle(tmp_path / "app")
     assert report["passed"] and report["texts"] == 8 and report["wrong"] == [] and report["milliseconds"] > 0
     expected = run.expected()[:20]
-    answers = asked(tmp_path / "app", *[text for text, _ in expected])
+    answers = ask_bundle(tmp_path / "app", *[text for text, _ in expected])
     for answer, (_, wanted) in zip(answers, expected, strict=True):
         assert [label for label, _ in answer] == [one["label"] for one in wanted]
         np.testing.assert_allclose([share for _, share in answer], [one["score"] for one in wanted], atol=1e-6)
 
 
-def test_the_self_test_finds_another_model_and_another_tokenizer(run: Run, asked: Any, tmp_path: Path) -> None:
+def test_the_self_test_finds_another_model_and_another_tokenizer(run: Run, tmp_path: Path) -> None:
     for number, change in enumerate(("logits", "ids")):
         bundle = tmp_path / f"app{number}"
         stage.make(run.app(), "linux", bundle)
@@ -95,7 +66,7 @@ def test_the_self_test_finds_another_model_and_another_tokenizer(run: Run, asked
         else:
             golden["inputs"]["input_ids"][2][1] += 1
         (bundle / "model" / "golden.json").write_text(json.dumps(golden))
-        [report] = asked(bundle)
+        [report] = ask_bundle(bundle)
         assert not report["passed"]
         assert report["wrong"][0].startswith("text 3: " + {"logits": "an output is off", "ids": "token ids"}[change])
         assert stage.verify(bundle)["changed"] == ["model/golden.json"]
@@ -187,7 +158,8 @@ def test_a_signature_holds_and_breaks(run: Run, tmp_path: Path) -> None:
     [
         ({"name": "My App"}, "linux", "no package name"),
         ({"target": "coreml"}, "linux", "linux has no library for the target coreml.*It takes"),
-        ({"task": "question-answering"}, "linux", "no library for the task question-answering"),
+        ({"task": "image-classification"}, "linux", "no library for the task image-classification"),
+        ({"tokenizer": "own"}, "linux", "no library for the tokenizer own"),
         ({"verdict": {"verdict": "fail", "reasons": ["p50 is 9"]}}, "linux", "did not pass the gate: p50 is 9"),
         ({"verdict": {"verdict": "failed", "reasons": []}}, "linux", "it was not verified"),
         ({}, "symbian", "unknown platform 'symbian'"),
@@ -211,6 +183,29 @@ def test_an_existing_folder_and_a_missing_tokenizer_are_told(run: Run, tmp_path:
         pipeline.app(run.result, "tiny", "onnx-w4")
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}, "normalizer Precompiled"),
+        ("pre_tokenizer", {"type": "Digits"}, "pre-tokenizer Digits"),
+        ("model", {"type": "WordLevel"}, "model WordLevel"),
+        ("post_processor", {"type": "Sequence", "processors": [{"type": "Odd"}]}, "post-processor Odd"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_without_a_native_core_is_told(run: Run, part: str, value: Any, told: str, tmp_path: Path) -> None:
+    """And the tiny one, with the older spelling of its model too, has one."""
+    tokenizer = json.loads((run.app().artifact / "tokenizer.json").read_text())
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(tokenizer))
+    _native.check(file)
+    tokenizer["model"].pop("type")
+    file.write_text(json.dumps(tokenizer))
+    _native.check(file)
+    file.write_text(json.dumps({**tokenizer, part: value}))
+    with pytest.raises(BadInput, match=f"no native core runs the {told}"):
+        _native.check(file)
+
+
 def test_what_is_not_verified_says_so(run: Run, tmp_path: Path) -> None:
     failed = {"verdict": "fail", "reasons": ["accuracy drop is 0.3"], "checks": []}
     stage.make(run.app(verdict=failed), "linux", tmp_path / "app", allow_unverified=True)
@@ -228,23 +223,3 @@ def test_the_command_line(run: Run, edgekd, tmp_path: Path) -> None:  # type: ig
     assert edgekd("bundle", "verify", str(tmp_path / "app")).code == 1
     again = edgekd("bundle", str(run.folder), "--platform", "linux", "--out", str(tmp_path / "app"))
     assert again.code == 2 and "exists already" in again.err
-
-
-@pytest.mark.parametrize("task", ["token-classification", "sentence-similarity"])
-def test_other_tasks_answer_as_the_run_did(task: str, tiny, asked: Any, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from test_ship_tasks import LOSSES, MAKERS, RECIPE
-
-    MAKERS[task](tiny, tmp_path)
-    text = RECIPE.format(task=task, folder=tmp_path, losses=LOSSES[task], targets="[onnx]")
-    loaded = recipe.parse(text, overrides=["gate.max_accuracy_drop=1", "gate.min_teacher_ratio=0"])
-    made = Run(tmp_path / "run", pipeline.run(loaded, tmp_path / "run"))
-    stage.make(made.app(), "linux", tmp_path / "app", allow_unverified=True)
-    [report] = asked(tmp_path / "app")
-    assert report["passed"], report
-    expected = made.expected()[:12]
-    for answer, (_, wanted) in zip(asked(tmp_path / "app", *[t for t, _ in expected]), expected, strict=True):
-        if task == "sentence-similarity":
-            np.testing.assert_allclose(answer, wanted["embedding"], atol=1e-5)
-        else:
-            assert [one[:4] for one in answer] == [[w["label"], w["start"], w["end"], w["text"]] for w in wanted]
-            np.testing.assert_allclose([one[4] for one in answer], [w["score"] for w in wanted], atol=1e-5)
