@@ -1,6 +1,6 @@
 // A bundle, opened: what its tokenizer makes of a text, and what its model says. One class per task answers with it.
 
-import type { Engine, Row, Runtime } from "./engines/engine.js";
+import { type Engine, type Row, type Runtime, runtimeFiles } from "./engines/engine.js";
 import { BundleError, told } from "./errors.js";
 import { Files } from "./files.js";
 import { checked, type LoadOptions, type Settings, type Task } from "./settings.js";
@@ -124,7 +124,8 @@ export async function opened(task: Task, url: string, options: LoadOptions): Pro
     const engine = await open({ settings, model, options, probe });
     return { settings, tokenizer, engine, files };
   } catch (error) {
-    throw new BundleError(`${url}: the model does not open (${told(error)})`);
+    const place = runtimeFiles(options);
+    throw new BundleError(`${url}: the model does not open (${told(error)}); the runtime's files are looked for in ${place}`);
   }
 }
 
