@@ -44,7 +44,8 @@ export class Tokenizer {
     const { model } = file;
     if (model["byte_fallback"]) throw new BundleError("tokenizer.json: a model with byte_fallback is not run in a browser");
     try {
-      this.model = new Library(file, {}).model!;
+      const rest = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [] };
+      this.model = new Library({ ...rest, model }, {}).model!;
     } catch (error) {
       throw new BundleError(`tokenizer.json: ${told(error)}`);
     }
