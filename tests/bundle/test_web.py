@@ -16,11 +16,12 @@ import pytest
 from _material import ask_bundle
 from _random_model import QUESTIONS, TEXTS, tokenizer, write_artifact
 
-from edgekd import registry
+from edgekd import pipeline, recipe, registry
 from edgekd.artifact import sha256_file
 from edgekd.bench.transports.browser import BROWSERS
 from edgekd.bundle import stage
 from edgekd.bundle._contract import App
+from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
 
 WEB = registry.folder("runtimes") / "web"
@@ -424,3 +425,71 @@ def test_the_random_models_say_much(tmp_path: Path) -> None:
     stage.make(app, "linux", tmp_path / "app")
     answers = ask_bundle(tmp_path / "app", *QUESTIONS)
     assert len({tuple(one) for one in answers}) > 12 and any(one[0] == "" for one in answers)
+
+
+# --- from real runs (minutes) ---
+
+
+@pytest.fixture(scope="module")
+def shipped(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Result]:
+    """The tiny run, and one that tags, both as ONNX and as LiteRT of two lengths."""
+    from test_ship_tasks import LOSSES, MAKERS, RECIPE
+
+    pytest.importorskip("litert_torch")
+    folder, task = tmp_path_factory.mktemp("runs"), "token-classification"
+    (folder / task).mkdir()
+    MAKERS[task](tiny, folder / task)
+    tagging = RECIPE.format(task=task, folder=folder / task, losses=LOSSES[task], targets="[onnx, litert]")
+    texts = {"text-classification": tiny.recipe.replace("[onnx]", "[onnx, litert]"), task: tagging}
+    asked = ["export.buckets=[8]"]
+    return {
+        name: pipeline.run(recipe.parse(text, overrides=asked), folder / name / "run") for name, text in texts.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@needs_browser
+@pytest.mark.parametrize("target", ["onnx", "litert"])
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_runs_artefact_answers_as_in_python(
+    task: str, target: str, shipped: dict[str, pipeline.Result], site: Site, ask: Ask, tmp_path: Path
+) -> None:
+    app = pipeline.app(shipped[task], "tiny", f"{target}-w8a8")
+    bundle = site.folder / f"run-{task}-{target}"
+    stage.make(app, "web", bundle, allow_unverified=True)
+    stage.make(app, "linux", tmp_path / "linux", allow_unverified=True)
+    assert bool(app.settings["lengths"]) == (target == "litert")
+    build(bundle)
+    split = read_split(shipped[task].steps["data"].path, "test")
+    texts = ["", *TEXTS, *[example["text"] for example in split[:30]]]
+    expected = ask_bundle(tmp_path / "linux", *texts)
+    calls = [["selfTest"], *([KINDS[task][1], text] for text in texts)]
+    library = f"/{bundle.name}/dist/index.js"
+    for worker in (False, True):
+        told = ask(f"/{bundle.name}/", task, library=library, calls=calls, options={"worker": worker})
+        assert "error" not in told, told
+        report, *answers = told["values"]
+        assert report["passed"], report["wrong"]
+        assert report["runtime"]["name"] == {"onnx": "onnxruntime-web", "litert": "@litertjs/core"}[target]
+        for text, answer, wanted in zip(texts, answers, expected, strict=True):
+            same(task, text, answer, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@needs_browser
+def test_it_installs_and_builds_with_npm(site: Site) -> None:
+    """As its README says, in a folder that knows nothing of the project."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm on PATH")
+    bundle = site.copy("installed")
+    done = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund"], cwd=bundle, capture_output=True, text=True, timeout=900
+    )
+    if done.returncode != 0 and re.search(r"ENOTFOUND|ECONNREFUSED|EAI_AGAIN|ETIMEDOUT", done.stderr):
+        pytest.skip("npm has no registry here")
+    assert done.returncode == 0, done.stderr
+    run(bundle, "npm", "run", "build")
+    assert (bundle / "dist" / "index.d.ts").is_file() and (bundle / "dist" / "worker.js").is_file()
+    assert sorted(path.suffix for path in (bundle / "dist" / "runtime").iterdir()) == [".mjs", ".mjs", ".wasm", ".wasm"]

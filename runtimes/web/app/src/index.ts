@@ -56,7 +56,9 @@ abstract class Edge {
 function host(task: Task, url: string | URL, options: LoadOptions): Promise<Host> {
   const base = typeof document === "undefined" ? location.href : document.baseURI;
   const place = new URL(url, base).href;
-  return options.worker ? remote(task, place, options) : local(task, place, options);
+  const { runtimeFiles } = options;
+  const asked = runtimeFiles === undefined ? options : { ...options, runtimeFiles: new URL(runtimeFiles, base).href };
+  return options.worker ? remote(task, place, asked) : local(task, place, asked);
 }
 
 /** One label for a text. */

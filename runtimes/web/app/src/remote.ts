@@ -48,8 +48,7 @@ export async function remote(task: Task, url: string, options: LoadOptions): Pro
     if (own) worker.terminate();
   };
 
-  const plain = { ...rest, ...(rest.runtimeFiles === undefined ? {} : { runtimeFiles: String(rest.runtimeFiles) }) };
-  const loading = ask({ ask: "load", task, url, options: plain }, onProgress);
+  const loading = ask({ ask: "load", task, url, options: rest }, onProgress);
   const of = number;
   const abort = (): void => void ask({ ask: "abort", of });
   signal?.addEventListener("abort", abort, { once: true });

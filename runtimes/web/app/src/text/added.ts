@@ -20,14 +20,15 @@ export interface Piece {
 }
 
 export class AddedTokens {
-  private readonly tokens: { token: AddedToken; characters: string[] }[];
+  private readonly tokens = new Map<string, { token: AddedToken; characters: string[] }[]>(); // by their first character
 
   /** Of two with one content the first is found; of two at one place the longer. */
   constructor(tokens: readonly AddedToken[]) {
     const all = tokens.map((token) => ({ token, characters: [...token.content] }));
-    this.tokens = all
-      .filter((one) => one.characters.length > 0)
-      .sort((one, other) => other.characters.length - one.characters.length);
+    for (const one of all.sort((one, other) => other.characters.length - one.characters.length)) {
+      const [first] = one.characters;
+      if (first !== undefined) this.tokens.set(first, [...(this.tokens.get(first) ?? []), one]);
+    }
   }
 
   /** The text in parts that are not empty, in order. */
@@ -38,7 +39,8 @@ export class AddedTokens {
     const pieces: Piece[] = [];
     let done = 0; // up to here the text is in pieces
     for (let at = 0; at < characters.length; ) {
-      const found = this.tokens.find((one) => one.characters.every((character, n) => characters[at + n] === character));
+      const starting = this.tokens.get(characters[at]!);
+      const found = starting?.find((one) => one.characters.every((character, n) => characters[at + n] === character));
       if (!found) {
         at += 1;
         continue;

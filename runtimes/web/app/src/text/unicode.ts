@@ -7,6 +7,7 @@ export { FLAGS };
 class Table {
   private readonly starts: number[] = [];
   private readonly values: number[] = [];
+  private readonly common: number[]; // of the characters that most texts are made of
 
   constructor(runs: string) {
     const numbers = runs.split(" ").map((one) => parseInt(one, 36));
@@ -14,9 +15,14 @@ class Table {
       this.starts.push(start);
       this.values.push(numbers[at + 1]!);
     }
+    this.common = Array.from({ length: 0x500 }, (_, code) => this.found(code));
   }
 
   of(code: number): number {
+    return this.common[code] ?? this.found(code);
+  }
+
+  private found(code: number): number {
     let low = 0;
     let high = this.starts.length;
     while (high - low > 1) {
