@@ -114,7 +114,7 @@ def main() -> None:
 
 def overhead(build: Path, runs: int = 200_000) -> dict[str, Any]:
     """What the loop adds to an inference of nothing, in nanoseconds."""
-    spec = importlib.util.spec_from_file_location("build", NATIVE / "build.py")
+    spec = importlib.util.spec_from_file_location("packages", NATIVE / "packages.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -122,11 +122,12 @@ def overhead(build: Path, runs: int = 200_000) -> dict[str, Any]:
     headers = module.fetch(module.JSON, "any", build / "packages").headers
     with tempfile.TemporaryDirectory() as folder:
         flags = ["-O3", "-std=c++17", '-DEDGEKD_RUNTIME="overhead"', *(f"-I{one}" for one in headers)]
-        for source, target in (
-            ("core.cc", ["-rdynamic", "-o", "runner"]),
-            ("overhead.cc", ["-shared", "-fPIC", "-o", "runtime.so"]),
+        for sources, target in (
+            (("core.cc", "engine.cc"), ["-rdynamic", "-o", "runner"]),
+            (("overhead.cc",), ["-shared", "-fPIC", "-o", "runtime.so"]),
         ):
-            subprocess.run(["g++", *flags, str(NATIVE / "native" / source), *target, "-ldl"], cwd=folder, check=True)
+            paths = [str(NATIVE / "native" / one) for one in sources]
+            subprocess.run(["g++", *flags, *paths, *target, "-ldl"], cwd=folder, check=True)
         model = Path(folder) / "nothing"
         model.touch()
         worker = Worker(Path(folder) / "runner", "overhead", model, _rows(4), [])

@@ -1,100 +1,37 @@
 """Builds the native runners: ``python runtimes/linux/build.py --arch x86_64 aarch64 [--runtime onnx litert]``.
 
 Nothing of a runtime is compiled here: its libraries come out of the package that its maker publishes for Python
-(``pip download``), for whichever architecture is asked for; only the runner itself is compiled. A finished runner is a
+(``packages.py``), for whichever architecture is asked for; only the runner itself is compiled. A finished runner is a
 folder that can be copied to a device: ``build/<arch>/<runtime>/`` holds ``runner``, ``runtime.so``, the vendor's
 libraries, and ``manifest.json`` with what went in. A runner none of whose inputs changed is not built again.
 
-Needs a C++ compiler, CMake >= 3.20, ninja or make, and pip; for the other architecture its cross compiler. The standard
-library is all that this file imports.
+Needs a C++ compiler, CMake >= 3.20, ninja or make, and pip; for the other architecture its cross compiler. It imports
+the standard library only, and ``packages.py`` beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packages import ARCHITECTURES, JSON, RUNTIMES, BuildError, Unpacked, fetch, own_arch, sha256
+
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "native"
-ARCHITECTURES = ("x86_64", "aarch64")
 SCHEMA = "edgekd/native-runner/1"
-
-# Every tag is named: of a package without a wheel of one of these tags, pip silently takes an older version.
-MANYLINUX = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
-PYTHON = "3.11"  # of the wheels; it does not matter to the libraries in them
-
-
-@dataclass(frozen=True)
-class Package:
-    """A published package, and what of it is used: ``libraries`` by the names that they are opened by, ``headers``."""
-
-    name: str
-    version: str
-    libraries: dict[str, str] = field(default_factory=dict)  # place in the wheel: name beside the runner
-    headers: tuple[str, ...] = ()  # folders in the wheel, to be searched for headers
-    any_arch: bool = False
-
-
-# The versions that are built, in one place. ExecuTorch's package has C++ libraries from 1.5 on.
-JSON = Package("nlohmann-json", "3.12.0", headers=("nlohmann_json/include",), any_arch=True)
-RUNTIMES = {
-    "onnx": Package("onnxruntime", "1.32.0", {"onnxruntime/capi/libonnxruntime.so.1.32.0": "libonnxruntime.so.1"}),
-    "litert": Package("ai-edge-litert", "2.3.0", {"ai_edge_litert/libLiteRt.so": "libLiteRt.so"}),
-    "executorch": Package(
-        "executorch",
-        "1.5.1",
-        {
-            f"executorch/lib/{name}": name
-            for name in (
-                "libexecutorch.so",
-                "libexecutorch_kernels_optimized.so",
-                "libexecutorch_kernels_quantized.so",
-                "libexecutorch_backend_xnnpack.so",
-                "libexecutorch_threadpool.so",
-            )
-        },
-        headers=("executorch/include", "executorch/include/executorch/runtime/core/portable_type/c10"),
-    ),
-}
-
-
-class BuildError(Exception):
-    """What went wrong, and what to do."""
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """A package on this machine: its wheel, and the part of it that is used."""
-
-    package: Package
-    wheel: Path
-    folder: Path
-
-    @property
-    def libraries(self) -> list[Path]:
-        """The libraries under the names that they are opened by."""
-        return [self.folder / "lib" / name for name in self.package.libraries.values()]
-
-    @property
-    def headers(self) -> list[Path]:
-        """Folders to be searched for headers."""
-        return [self.folder / folder for folder in self.package.headers]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build what is asked for; 1 and a message on stderr where that cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=[_own_arch()])
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=[own_arch()])
     parser.add_argument("--runtime", nargs="+", choices=sorted(RUNTIMES), default=sorted(RUNTIMES))
     parser.add_argument("--out", type=Path, default=HERE / "build", help="folder of the runners (default: build/)")
     parser.add_argument("--packages", type=Path, help="cache of the packages (default: packages/ in the folder --out)")
@@ -118,7 +55,7 @@ def build(runtime: str, arch: str, out: Path, packages: Path, *, force: bool = F
     tools = _tools(arch)
     json_package = fetch(JSON, arch, packages)
     package = fetch(RUNTIMES[runtime], arch, packages)
-    sources = [SOURCES / name for name in ("core.cc", "core.hpp", "CMakeLists.txt", f"{runtime}.cc")]
+    sources = [SOURCES / name for name in ("core.cc", "engine.cc", "engine.hpp", "CMakeLists.txt", f"{runtime}.cc")]
     sources += [path for path in (SOURCES / f"{runtime}_api.hpp", SOURCES / "aarch64.cmake") if path.is_file()]
     inputs = {
         "runtime": runtime,
@@ -167,66 +104,6 @@ def _collect(folder: Path, files: Iterable[Path], inputs: dict[str, Any]) -> Non
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-# --- packages ---
-
-
-def fetch(package: Package, arch: str, packages: Path) -> Unpacked:
-    """The package's wheel for ``arch``, downloaded where it is not in the folder yet, and the used part of it."""
-    place = packages / ("any" if package.any_arch else arch)
-    wheel = _wheel(package, place) or _download(package, arch, place)
-    folder = place / f"{package.name}-{package.version}"
-    done = folder / "unpacked.json"
-    used = {"wheel": sha256(wheel), "libraries": package.libraries, "headers": list(package.headers)}
-    try:
-        fresh = json.loads(done.read_text(encoding="utf-8")) == used
-    except (OSError, ValueError):
-        fresh = False
-    if not fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-        _unpack(package, wheel, folder)
-        done.write_text(json.dumps(used), encoding="utf-8")
-    return Unpacked(package, wheel, folder)
-
-
-def _wheel(package: Package, place: Path) -> Path | None:
-    stem = package.name.replace("-", "_")
-    return next(iter(sorted(place.glob(f"{stem}-{package.version}-*.whl"))), None)
-
-
-def _download(package: Package, arch: str, place: Path) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    asked = f"{package.name}=={package.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(place), asked]
-    if not package.any_arch:
-        command += [f"--platform={tag}_{arch}" for tag in MANYLINUX]
-        command += ["--python-version", PYTHON, "--implementation", "cp", "--abi", f"cp{PYTHON.replace('.', '')}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = _wheel(package, place)
-    if done.returncode == 0 and found is not None:
-        return found
-    if "No module named pip" in done.stderr:
-        raise BuildError(f"pip is missing for {sys.executable}; install it: python -m ensurepip")
-    said = " | ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
-    raise BuildError(
-        f"{asked} for {arch} cannot be downloaded ({said or 'pip said nothing'}); "
-        f"check the network, or put its wheel into the folder {place.name}/ of --packages"
-    )
-
-
-def _unpack(package: Package, wheel: Path, folder: Path) -> None:
-    (folder / "lib").mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as content:
-        names = set(content.namelist())
-        if missing := sorted(set(package.libraries) - names):
-            raise BuildError(f"{wheel.name} does not hold {', '.join(missing)}; its table in build.py is out of date")
-        for source, name in package.libraries.items():
-            (folder / "lib" / name).write_bytes(content.read(source))
-        for name in names:
-            if any(name.startswith(f"{prefix}/") for prefix in package.headers) and not name.endswith("/"):
-                content.extract(name, folder)
-
-
 # --- compiling ---
 
 
@@ -249,13 +126,13 @@ def _tools(arch: str) -> Tools:
     else:
         raise BuildError("neither ninja nor make is here; install one: apt-get install ninja-build")
     arguments = [f"-G{generator}"]
-    if arch == _own_arch():
+    if arch == own_arch():
         compiler = shutil.which("c++") or _found("g++", "g++")
     elif arch == "aarch64":
         compiler = _found("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
         arguments.append(f"-DCMAKE_TOOLCHAIN_FILE={SOURCES / 'aarch64.cmake'}")
     else:
-        raise BuildError(f"{arch} is not built on a machine of {_own_arch()}: build it on a machine of its own kind")
+        raise BuildError(f"{arch} is not built on a machine of {own_arch()}: build it on a machine of its own kind")
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True)
     return Tools(cmake, tuple(arguments), said.stdout.splitlines()[0] if said.stdout else "unknown")
 
@@ -282,16 +159,6 @@ def _compile(runtime: str, package: Unpacked, json_package: Unpacked, tools: Too
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip()
             raise BuildError(f"{runtime} cannot be built ({' '.join(command[:2])} ..):\n{said[-4000:]}")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _own_arch() -> str:
-    return platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
 
 
 if __name__ == "__main__":

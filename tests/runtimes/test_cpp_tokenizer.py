@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
+import platform
 import random
 import shutil
 import subprocess
@@ -24,6 +26,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from tokenizers.implementations import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 
 SOURCES = ROOT / "runtimes" / "linux" / "text"
+COMPILERS = {"g++": "g++", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
+QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 NOT_TEXT = ("Cn", "Co", "Cs")
 
@@ -71,23 +75,24 @@ class Row:
     pair: str | None = None
     max_length: int | None = None
     truncation: str = "longest_first"
+    bare: bool | None = None  # the text's own tokens only
 
     def asked(self) -> str:
         """As the C++ program reads it."""
-        given = {"text": self.text, "pair": self.pair, "max_length": self.max_length, "truncation": self.truncation}
+        given = vars(self)
         return json.dumps({name: value for name, value in given.items() if value is not None}) + "\n"
 
 
 class Both:
     """One tokenizer, as C++ and as Python runs it."""
 
-    def __init__(self, program: Path, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(self, program: Path, tokenizer: Tokenizer, folder: Path, *emulator: str) -> None:
         tokenizer.no_padding()
         self.python = tokenizer
         self.file = folder / "tokenizer.json"
         tokenizer.save(str(self.file))
         self.process = subprocess.Popen(
-            [program, self.file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            [*emulator, program, self.file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
         )
 
     def close(self) -> None:
@@ -109,12 +114,13 @@ class Both:
             self.python.no_truncation()
         else:
             self.python.enable_truncation(row.max_length, strategy=row.truncation)
-        found = self.python.encode(row.text, row.pair)
+        found = self.python.encode(row.text, row.pair, add_special_tokens=not row.bare)
         return {
             "ids": found.ids,
             "offsets": [list(span) for span in found.offsets],
             "special_mask": found.special_tokens_mask,
             "type_ids": found.type_ids,
+            "texts": [-1 if text is None else text for text in found.sequence_ids],
         }
 
     def mismatches(self, rows: Iterable[Row]) -> tuple[int, list[str]]:
@@ -140,17 +146,18 @@ class Both:
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program `tokenize`, compiled here."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler: apt-get install g++")
-    folder = tmp_path_factory.mktemp("tokenize")
+    return compiled("g++", tmp_path_factory.mktemp("tokenize"))
+
+
+def compiled(compiler: str, folder: Path, *flags: str) -> Path:
+    """From the core's sources; skips where the compiler is missing."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler {compiler}: apt-get install {COMPILERS[compiler]}")
     includes = [] if _has_json(compiler) else [f"-isystem{path}" for path in _json_headers()]
     out = folder / "tokenize"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
     sources = sorted(str(path) for path in SOURCES.glob("*.cc"))
-    done = subprocess.run(
-        [compiler, *flags, *includes, *sources, "-o", str(out)], capture_output=True, text=True, timeout=500
-    )
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", *(flags or ["-O1"]), *includes, *sources]
+    done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -163,15 +170,15 @@ def _has_json(compiler: str) -> bool:
 
 def _json_headers() -> list[Path]:
     """As the runners' build has them; skips where they cannot be had."""
-    path = ROOT / "runtimes" / "linux" / "build.py"
-    spec = importlib.util.spec_from_file_location("runtimes_build", path)
+    path = ROOT / "runtimes" / "linux" / "packages.py"
+    spec = importlib.util.spec_from_file_location("runtimes_packages", path)
     assert spec and spec.loader
-    build = importlib.util.module_from_spec(spec)
-    sys.modules["runtimes_build"] = build
-    spec.loader.exec_module(build)
+    packages = importlib.util.module_from_spec(spec)
+    sys.modules["runtimes_packages"] = packages
+    spec.loader.exec_module(packages)
     try:
-        headers: list[Path] = build.fetch(build.JSON, "any", path.parent / "build" / "packages").headers
-    except build.BuildError as error:
+        headers: list[Path] = packages.fetch(packages.JSON, "any", path.parent / "build" / "packages").headers
+    except packages.BuildError as error:
         pytest.skip(f"no nlohmann/json.hpp: {error}")
     return headers
 
@@ -333,7 +340,7 @@ EXTRA = [
 
 def test_hard_texts(both: Both) -> None:
     texts = HARD + EXTRA
-    both.check(Row(text) for text in texts)
+    both.check(Row(text, bare=bare) for text in texts for bare in (None, True))
     both.check(Row(text + " " + other) for text, other in itertools.permutations(HARD, 2))
 
 
@@ -432,6 +439,62 @@ def test_real_lines(both: Both) -> None:
     rows = [Row(line, max_length=64) for line in lines]
     rows += [Row(one, other, 32) for one, other in itertools.pairwise(lines[::10])]
     both.check(rows)
+
+
+# --- on another processor, and under the eyes of the compiler ---
+
+
+@pytest.fixture(scope="session")
+def aarch64(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """An emulator, and the program for it."""
+    if platform.machine() == "aarch64":
+        pytest.skip("this machine is aarch64 itself")
+    if QEMU is None:
+        pytest.skip("no qemu-aarch64 on the PATH and no EDGEKD_QEMU")
+    program = compiled("aarch64-linux-gnu-g++", tmp_path_factory.mktemp("aarch64"), "-O1", "-static")
+    return (QEMU, str(program))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_aarch64(aarch64: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    """Where char is unsigned, among other things."""
+    emulator, program = aarch64
+    one = Both(Path(program), {**MADE, **REAL}[name](), tmp_path, emulator)
+    one.check(Row(text, bare=bare) for text in HARD + EXTRA for bare in (None, True))
+    one.check(Row(text, pair, 24) for text, pair in itertools.islice(itertools.permutations(HARD, 2), 0, None, 3))
+    characters = [c for c in CHARACTERS if ord(c) < 0x20000][::5]
+    one.check(
+        Row(" ".join(f"a{c}b\u0323{c}" for c in characters[at : at + 48])) for at in range(0, len(characters), 48)
+    )
+    one.check(Row(line, max_length=64) for line in corpus()[-1000:])
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program with the compiler's checks: it ends at the first access or sum that is not defined."""
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS")
+    return compiled("g++", tmp_path_factory.mktemp("watched"), *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_sanitizers_find_nothing(watched: Path, name: str, tmp_path: Path) -> None:
+    one = Both(watched, {**MADE, **REAL}[name](), tmp_path)
+    one.check(Row(text, bare=bare) for text in HARD + EXTRA for bare in (None, True))
+    one.check(Row(text, pair, size) for size in (5, 24) for text, pair in itertools.permutations(HARD, 2))
+    check_characters(one, CHARACTERS[::3])
+
+    @settings(max_examples=5000, deadline=None, suppress_health_check=LAX, database=None, derandomize=True)
+    @given(row=ROWS)
+    def fuzz(row: Row) -> None:
+        one.check([row])
+
+    fuzz()
+    one.close()  # fails where the program has complained, leaks included
 
 
 # --- what is refused ---

@@ -1,4 +1,9 @@
-#include "core.hpp"
+// The runner: the wire, the phases, the timed loop, and what the kernel tells.
+//
+// `runner` is this file and engine.cc. It opens `runtime.so`, which lies beside it and is one of onnx.cc, litert.cc and
+// executorch.cc with the vendor's libraries: so opening a runtime can be timed, and a runtime that cannot be opened is an
+// answer. The wire is described in runtimes/README.md; the behaviour is that of linux/python/edgekd_runner.py.
+#include "engine.hpp"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -23,7 +28,7 @@
 #include <set>
 #include <sstream>
 
-namespace edgekd {
+namespace edgekd::engine {
 
 namespace {
 
@@ -50,6 +55,13 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 // --- the job ---
+
+// A job of the wire: what is to be opened, and what is asked of it.
+struct Asked : Job {
+  std::vector<int> cpu_affinity;  // empty: any
+  int runs = 20;
+  json rows;
+};
 
 bool is_whole(const json& value, std::optional<int64_t> least = std::nullopt) {
   if (!value.is_number_integer()) return false;
@@ -99,13 +111,6 @@ std::vector<Input> signature_of(const json& signature) {
     inputs.push_back(std::move(input));
   }
   return inputs;
-}
-
-const Input* declared(const std::vector<Input>& signature, const std::string& name) {
-  for (const auto& input : signature) {
-    if (input.name == name) return &input;
-  }
-  return nullptr;
 }
 
 // Appends the numbers of nested lists and fills in their lengths; refuses ragged ones and what is no number.
@@ -160,43 +165,13 @@ std::vector<Row> read_rows(const json& rows, const Job& job) {
   return found;
 }
 
-// The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is.
-Row padded(const Job& job, Row row) {
-  std::vector<std::pair<std::string, Values>*> loose;  // an input whose shape the job gives is whole already
-  int64_t longest = 0;
-  for (auto& one : row.inputs) {
-    const Input* input = declared(job.signature, one.first);
-    if (input != nullptr && !input->shape.empty()) continue;
-    if (one.second.shape.size() != 2) return row;
-    longest = std::max(longest, one.second.shape[1]);
-    loose.push_back(&one);
-  }
-  if (job.fixed_lengths.empty() || loose.empty()) return row;
-  auto length = std::find_if(job.fixed_lengths.begin(), job.fixed_lengths.end(), [&](auto one) { return one >= longest; });
-  if (length == job.fixed_lengths.end()) {
-    refuse("a row is longer than the model's fixed length " + std::to_string(job.fixed_lengths.back()));
-  }
-  for (auto* one : loose) {
-    const int64_t fill = one->first == "input_ids" ? job.pad_id : 0;
-    Values& values = one->second;
-    if (!values.whole.empty()) {
-      values.whole.resize(*length, fill);
-    } else {
-      values.fractional.resize(*length, static_cast<double>(fill));
-    }
-    values.shape[1] = *length;
-  }
-  row.tokens = *length;
-  return row;
-}
-
-Job checked(const json& job, const std::string& runtime) {
+Asked checked(const json& job, const std::string& runtime) {
   if (!job.is_object() || job.value("schema", json()) != json(kSchema)) refuse(std::string("not a job of schema ") + kSchema);
   const bool describes = job.value("phase", json()) == json("describe");
   std::set<std::string> required{"schema", "phase", "runtime", "model", "threads"};
   if (!describes) required.insert("rows");
   check_fields(job, required, {"signature", "fixed_lengths", "pad_id", "cpu_affinity", "runs"});
-  Job found;
+  Asked found;
   const std::vector<std::string> phases{"describe", "load", "memory", "outputs", "time"};
   if (std::find(phases.begin(), phases.end(), job["phase"]) == phases.end()) {
     refuse("unknown phase " + job["phase"].dump() + " (known: " + joined(phases) + ")");
@@ -580,7 +555,7 @@ Runtime& open_runtime() {
 int serve(Wire& wire) {
   std::string line;
   std::getline(std::cin, line);
-  const Job job = checked(parsed(line), EDGEKD_RUNTIME);
+  const Asked job = checked(parsed(line), EDGEKD_RUNTIME);
   if (!job.cpu_affinity.empty()) stay_on(job.cpu_affinity);
   const int64_t began = clock_ns();
   Runtime& runtime = open_runtime();
@@ -627,73 +602,6 @@ int serve(Wire& wire) {
 
 }  // namespace
 
-// --- what runtimes use ---
-
-Dtype dtype_of(const std::string& name) {
-  if (name == "int64") return Dtype::int64;
-  if (name == "int32") return Dtype::int32;
-  if (name == "float32") return Dtype::float32;
-  refuse("unknown dtype: " + name + " (known: float32, int32, int64)");
-}
-
-const char* name_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::int64: return "int64";
-    case Dtype::int32: return "int32";
-    case Dtype::float32: return "float32";
-    case Dtype::int8: return "int8";
-    case Dtype::uint8: return "uint8";
-    case Dtype::other: break;
-  }
-  return "unknown";
-}
-
-std::size_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::int64: return 8;
-    case Dtype::int32:
-    case Dtype::float32: return 4;
-    default: return 1;
-  }
-}
-
-std::size_t elements(const std::vector<int64_t>& shape) {
-  std::size_t count = 1;
-  for (const int64_t size : shape) count *= static_cast<std::size_t>(size);
-  return count;
-}
-
-std::vector<std::byte> Values::as(Dtype dtype) const {
-  std::vector<std::byte> bytes(elements(shape) * bytes_of(dtype));
-  const auto fill = [&](auto* out) {
-    using Number = std::remove_pointer_t<decltype(out)>;
-    for (std::size_t i = 0; i < whole.size(); ++i) out[i] = static_cast<Number>(whole[i]);
-    for (std::size_t i = 0; i < fractional.size(); ++i) out[i] = static_cast<Number>(fractional[i]);
-  };
-  switch (dtype) {
-    case Dtype::int64: fill(reinterpret_cast<int64_t*>(bytes.data())); break;
-    case Dtype::int32: fill(reinterpret_cast<int32_t*>(bytes.data())); break;
-    case Dtype::float32: fill(reinterpret_cast<float*>(bytes.data())); break;
-    case Dtype::int8: fill(reinterpret_cast<int8_t*>(bytes.data())); break;
-    case Dtype::uint8: fill(reinterpret_cast<uint8_t*>(bytes.data())); break;
-    case Dtype::other: throw RunnerError("failed", "the model has an input of a type that no job can give");
-  }
-  return bytes;
-}
-
-const Values& Row::at(const std::string& name) const {
-  std::vector<std::string> names;
-  for (const auto& [own, values] : inputs) {
-    if (own == name) return values;
-    names.push_back(own);
-  }
-  refuse("the model wants an input '" + name + "' that the rows do not have (" + joined(names) + ")");
-}
-
-json Model::profile(std::vector<std::unique_ptr<Prepared>>&, int) {
-  throw RunnerError("unavailable", std::string("this runner has no profiler for ") + EDGEKD_RUNTIME);
-}
-
 int run_wire() {
   Wire wire;
   try {
@@ -705,10 +613,10 @@ int run_wire() {
   }
 }
 
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
 int main() {
-  const int code = edgekd::run_wire();
+  const int code = edgekd::engine::run_wire();
   std::fflush(stderr);
   _exit(code);  // vendor runtimes may crash in their own exit handlers; the answer is out
 }

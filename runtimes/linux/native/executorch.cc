@@ -8,7 +8,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "core.hpp"
+#include "engine.hpp"
 
 // The package has this class in libexecutorch_threadpool.so, and no header of it. Only functions are called, on an object
 // that the library makes.
@@ -21,7 +21,7 @@ class ThreadPool {
 ThreadPool* get_threadpool();
 }  // namespace executorch::extension::threadpool
 
-namespace edgekd {
+namespace edgekd::engine {
 namespace {
 
 using executorch::aten::ScalarType;
@@ -152,6 +152,6 @@ class ExecuTorchRuntime : public Runtime {
 };
 
 }  // namespace
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
-extern "C" edgekd::Runtime* edgekd_open_runtime() { return new edgekd::ExecuTorchRuntime; }
+extern "C" edgekd::engine::Runtime* edgekd_open_runtime() { return new edgekd::engine::ExecuTorchRuntime; }

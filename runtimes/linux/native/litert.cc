@@ -6,10 +6,10 @@
 #include <cstring>
 #include <map>
 
-#include "core.hpp"
+#include "engine.hpp"
 #include "litert_api.hpp"
 
-namespace edgekd {
+namespace edgekd::engine {
 namespace {
 
 void check(LiteRtStatus status, const char* what) {
@@ -158,6 +158,11 @@ class LiteRtRunner : public Model {
     read_signatures();
     compiled_ = std::make_unique<Compiled>(environment, model_, signatures_, job.threads, false);
     if (signatures_.size() == 1 && !describes()) name_inputs(signatures_[0]);
+  }
+
+  ~LiteRtRunner() override {
+    compiled_.reset();  // it reads the model to its end
+    LiteRtDestroyModel(model_);
   }
 
   std::vector<Input> describe() override {
@@ -435,6 +440,6 @@ class LiteRtRuntime : public Runtime {
 };
 
 }  // namespace
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
-extern "C" edgekd::Runtime* edgekd_open_runtime() { return new edgekd::LiteRtRuntime; }
+extern "C" edgekd::engine::Runtime* edgekd_open_runtime() { return new edgekd::engine::LiteRtRuntime; }

@@ -106,6 +106,7 @@ LiteRtStatus LiteRtRunCompiledModel(LiteRtCompiledModel, LiteRtParamIndex signat
 void LiteRtDestroyTensorBuffer(LiteRtTensorBuffer);
 void LiteRtDestroyOptions(LiteRtOptions);
 void LiteRtDestroyCompiledModel(LiteRtCompiledModel);
+void LiteRtDestroyModel(LiteRtModel);
 LiteRtStatus LiteRtCompiledModelGetProfiler(LiteRtCompiledModel, LiteRtProfiler*);
 LiteRtStatus LiteRtStartProfiler(LiteRtProfiler);
 LiteRtStatus LiteRtStopProfiler(LiteRtProfiler);

@@ -11,10 +11,10 @@
 #include <set>
 #include <sstream>
 
-#include "core.hpp"
+#include "engine.hpp"
 #include "onnx_api.hpp"
 
-namespace edgekd {
+namespace edgekd::engine {
 namespace {
 
 const OrtFunctions& ort() {
@@ -109,6 +109,7 @@ class OnnxModel : public Model {
   ~OnnxModel() override {
     drop();
     ort().ReleaseSession(session_);
+    ort().ReleaseMemoryInfo(memory_);
   }
 
   std::vector<Input> describe() override { return inputs_; }
@@ -296,6 +297,6 @@ class OnnxRuntime : public Runtime {
 };
 
 }  // namespace
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
-extern "C" edgekd::Runtime* edgekd_open_runtime() { return new edgekd::OnnxRuntime; }
+extern "C" edgekd::engine::Runtime* edgekd_open_runtime() { return new edgekd::engine::OnnxRuntime; }

@@ -54,8 +54,8 @@ struct OrtFunctions {
         SessionGetInputName{t}, SessionGetOutputName{t}, CreateTensorWithDataAsOrtValue{t}, GetTensorMutableData{t},
         CastTypeInfoToTensorInfo{t}, GetTensorElementType{t}, GetDimensionsCount{t}, GetDimensions{t},
         GetTensorTypeAndShape{t}, CreateCpuMemoryInfo{t}, AllocatorFree{t}, GetAllocatorWithDefaultOptions{t},
-        ReleaseStatus{t}, ReleaseSession{t}, ReleaseValue{t}, ReleaseTypeInfo{t}, ReleaseTensorTypeAndShapeInfo{t},
-        ReleaseSessionOptions{t}, SessionEndProfiling{t}, AddSessionConfigEntry{t} {}
+        ReleaseStatus{t}, ReleaseMemoryInfo{t}, ReleaseSession{t}, ReleaseValue{t}, ReleaseTypeInfo{t},
+        ReleaseTensorTypeAndShapeInfo{t}, ReleaseSessionOptions{t}, SessionEndProfiling{t}, AddSessionConfigEntry{t} {}
 
   OrtEntry<2, const char*(const OrtStatus*)> GetErrorMessage;
   OrtEntry<3, OrtStatus*(int severity, const char* id, OrtEnv**)> CreateEnv;
@@ -85,6 +85,7 @@ struct OrtFunctions {
   OrtEntry<76, OrtStatus*(OrtAllocator*, void*)> AllocatorFree;
   OrtEntry<78, OrtStatus*(OrtAllocator**)> GetAllocatorWithDefaultOptions;
   OrtEntry<93, void(OrtStatus*)> ReleaseStatus;
+  OrtEntry<94, void(OrtMemoryInfo*)> ReleaseMemoryInfo;
   OrtEntry<95, void(OrtSession*)> ReleaseSession;
   OrtEntry<96, void(OrtValue*)> ReleaseValue;
   OrtEntry<98, void(OrtTypeInfo*)> ReleaseTypeInfo;

@@ -3,9 +3,9 @@
 
 #include <chrono>
 
-#include "core.hpp"
+#include "engine.hpp"
 
-namespace edgekd {
+namespace edgekd::engine {
 namespace {
 
 struct Nothing : Prepared {};
@@ -34,6 +34,6 @@ class NoRuntime : public Runtime {
 };
 
 }  // namespace
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
-extern "C" edgekd::Runtime* edgekd_open_runtime() { return new edgekd::NoRuntime; }
+extern "C" edgekd::engine::Runtime* edgekd_open_runtime() { return new edgekd::engine::NoRuntime; }

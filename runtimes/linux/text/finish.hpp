@@ -32,8 +32,6 @@ struct PostProcessor {
   std::optional<Trimming> trimming;
   Template single = {{0, {}, 0}};
   Template pair = {{0, {}, 0}, {1, {}, 1}};
-
-  const Template& of(bool is_pair) const { return is_pair ? pair : single; }
 };
 
 // How many special tokens a template adds.

@@ -1,5 +1,5 @@
-// tokenize TOKENIZER.JSON: a line {"text", "pair"?, "max_length"?, "truncation"?} in, a line {"ids", "offsets",
-// "special_mask", "type_ids"} or {"error"} out. For tests, and to look at a tokenizer by hand.
+// tokenize TOKENIZER.JSON: a line {"text", "pair"?, "max_length"?, "truncation"?, "bare"?} in, a line {"ids", "offsets",
+// "special_mask", "type_ids", "texts"} or {"error"} out. For tests, and to look at a tokenizer by hand.
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -21,7 +21,8 @@ json answer(const edgekd::Tokenizer& tokenizer, const json& asked) {
   const std::string text = asked.at("text");
   const std::size_t most = asked.value("max_length", edgekd::kUnlimited);
   const auto truncation = truncation_of(asked.value("truncation", "longest_first"));
-  const auto encoding = asked.contains("pair")
+  const auto encoding = asked.value("bare", false) ? tokenizer.encode_bare(text)
+                        : asked.contains("pair")
                             ? tokenizer.encode_pair(text, asked["pair"].get<std::string>(), most, truncation)
                             : tokenizer.encode(text, most);
   json offsets = json::array();
@@ -29,7 +30,8 @@ json answer(const edgekd::Tokenizer& tokenizer, const json& asked) {
   return {{"ids", encoding.ids},
           {"offsets", std::move(offsets)},
           {"special_mask", encoding.special_mask},
-          {"type_ids", encoding.type_ids}};
+          {"type_ids", encoding.type_ids},
+          {"texts", encoding.texts}};
 }
 
 }  // namespace

@@ -30,12 +30,13 @@ std::vector<AlignedText> words_of(AlignedText text, const std::vector<PreTokeniz
   return words;
 }
 
-void append(const std::vector<Token>& tokens, int64_t type, Encoding& encoding) {
+void append(const std::vector<Token>& tokens, int text, int64_t type, Encoding& encoding) {
   for (const Token& token : tokens) {
     encoding.ids.push_back(token.id);
     encoding.offsets.push_back(token.at);
     encoding.special_mask.push_back(0);
     encoding.type_ids.push_back(type);
+    encoding.texts.push_back(text);
   }
 }
 
@@ -45,19 +46,24 @@ void append_special(const Slot& slot, Encoding& encoding) {
     encoding.offsets.push_back({});
     encoding.special_mask.push_back(1);
     encoding.type_ids.push_back(slot.type);
+    encoding.texts.push_back(-1);
   }
 }
 
 }  // namespace
 
 Encoding Tokenizer::encode(std::string_view text, std::size_t max_length) const {
-  return finished(tokens_of(text), nullptr, max_length, Truncation::kLongestFirst);
+  return finished(post_processor_.single, tokens_of(text), nullptr, max_length, Truncation::kLongestFirst);
 }
 
 Encoding Tokenizer::encode_pair(std::string_view first, std::string_view second, std::size_t max_length,
                                 Truncation truncation) const {
   std::vector<Token> other = tokens_of(second);
-  return finished(tokens_of(first), &other, max_length, truncation);
+  return finished(post_processor_.pair, tokens_of(first), &other, max_length, truncation);
+}
+
+Encoding Tokenizer::encode_bare(std::string_view text) const {
+  return finished({{0, {}, 0}}, tokens_of(text), nullptr, kUnlimited, Truncation::kLongestFirst);
 }
 
 std::vector<Piece> Tokenizer::pieces_of(std::string_view text) const {
@@ -90,9 +96,8 @@ std::vector<Token> Tokenizer::tokens_of(std::string_view text) const {
   return tokens;
 }
 
-Encoding Tokenizer::finished(std::vector<Token> first, std::vector<Token>* second, std::size_t max_length,
-                             Truncation truncation) const {
-  const Template& slots = post_processor_.of(second != nullptr);
+Encoding Tokenizer::finished(const Template& slots, std::vector<Token> first, std::vector<Token>* second,
+                             std::size_t max_length, Truncation truncation) const {
   const std::size_t added = added_by(slots);
   if (max_length < added) {
     throw TokenizerError("max_length " + std::to_string(max_length) + " does not hold the " + std::to_string(added) +
@@ -105,7 +110,7 @@ Encoding Tokenizer::finished(std::vector<Token> first, std::vector<Token>* secon
   }
   Encoding encoding;
   for (const Slot& slot : slots) {
-    if (slot.text) append(*slot.text == 0 ? first : *second, slot.type, encoding);
+    if (slot.text) append(*slot.text == 0 ? first : *second, *slot.text, slot.type, encoding);
     append_special(slot, encoding);
   }
   return encoding;

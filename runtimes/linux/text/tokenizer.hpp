@@ -20,6 +20,7 @@ struct Encoding {
   std::vector<Span> offsets;          // in characters (code points) of the text, or of the pair's own text; specials: 0, 0
   std::vector<uint8_t> special_mask;  // 1: put there by the post-processor
   std::vector<int64_t> type_ids;
+  std::vector<int> texts;  // which text a token is of: 0, 1 of a pair's second; -1: put there by the post-processor
 };
 
 inline constexpr std::size_t kUnlimited = std::numeric_limits<std::size_t>::max();
@@ -34,6 +35,10 @@ class Tokenizer {
   Encoding encode(std::string_view text, std::size_t max_length = kUnlimited) const;
   Encoding encode_pair(std::string_view first, std::string_view second, std::size_t max_length = kUnlimited,
                        Truncation truncation = Truncation::kLongestFirst) const;
+  // The text's own tokens, all of them, without the special ones around it.
+  Encoding encode_bare(std::string_view text) const;
+  // How many special tokens stand around and between two texts.
+  std::size_t special_tokens_of_pair() const { return added_by(post_processor_.pair); }
 
  private:
   friend class Loader;
@@ -42,7 +47,8 @@ class Tokenizer {
   std::vector<Token> tokens_of(std::string_view text) const;
   // The pieces that are not added tokens are normalized.
   std::vector<Piece> pieces_of(std::string_view text) const;
-  Encoding finished(std::vector<Token> first, std::vector<Token>* second, std::size_t max_length, Truncation truncation) const;
+  Encoding finished(const Template& slots, std::vector<Token> first, std::vector<Token>* second, std::size_t max_length,
+                    Truncation truncation) const;
 
   AddedTokens added_raw_;         // found in the text as written
   AddedTokens added_normalized_;  // found after normalizing

@@ -1,8 +1,5 @@
-// What every native runner shares: the wire, the phases, the timed loop, and what the kernel tells.
-//
-// `runner` is this core and nothing else. It opens `runtime.so`, which lies beside it and is one of onnx.cc, litert.cc
-// and executorch.cc with the vendor's libraries: so opening a runtime can be timed, and a runtime that cannot be opened
-// is an answer. The wire is described in runtimes/README.md; the behaviour is that of linux/python/edgekd_runner.py.
+// What opens and runs a model, for the runner (core.cc) and for an app's library (linux/app/cpp): onnx.cc, litert.cc and
+// executorch.cc are one runtime each behind these classes.
 
 #pragma once
 
@@ -15,11 +12,11 @@
 
 #include <nlohmann/json.hpp>
 
-namespace edgekd {
+namespace edgekd::engine {
 
 using nlohmann::json;
 
-// An error the host is told about. `kind`: job, unavailable or failed.
+// An error the caller is told about. `kind`: job, unavailable or failed.
 struct RunnerError : std::runtime_error {
   RunnerError(std::string kind_, const std::string& message) : std::runtime_error(message), kind(std::move(kind_)) {}
   std::string kind;
@@ -56,16 +53,20 @@ struct Row {
   const Values& at(const std::string& name) const;  // raises RunnerError of kind job where it is absent
 };
 
+// What is to be opened, and how.
 struct Job {
   std::string phase, runtime, model;
   int threads = 1;
   std::vector<Input> signature;
   std::vector<int64_t> fixed_lengths;
   int64_t pad_id = 0;
-  std::vector<int> cpu_affinity;  // empty: any
-  int runs = 20;
-  json rows;
 };
+
+// The input of this name; null where the signature has none.
+const Input* declared(const std::vector<Input>& signature, const std::string& name);
+
+// The row at the shortest fixed length that holds it (mask 0, pad id) or, where there is none, as it is.
+Row padded(const Job& job, Row row);
 
 // The first output of an inference, as float32 numbers.
 struct Output {
@@ -109,7 +110,7 @@ std::vector<float> dequantized(const Integer* values, std::size_t count, float s
 
 std::size_t elements(const std::vector<int64_t>& shape);
 
-}  // namespace edgekd
+}  // namespace edgekd::engine
 
-// Every runtime.so has this one entry.
-extern "C" edgekd::Runtime* edgekd_open_runtime();
+// Every runtime has this one entry.
+extern "C" edgekd::engine::Runtime* edgekd_open_runtime();
