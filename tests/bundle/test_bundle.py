@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,39 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from _material import ask_bundle
+from _run import Run
 
-from edgekd import pipeline, recipe, registry
+from edgekd import pipeline
 from edgekd.bundle import _native, stage
-from edgekd.bundle._contract import App
-from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
-from edgekd.outputs import read_outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    folder: Path
-    result: pipeline.Result
-
-    def app(self, **change: Any) -> App:
-        return dataclasses.replace(pipeline.app(self.result, "tiny", "onnx-w8a8"), **change)
-
-    def expected(self) -> list[Any]:
-        """What the run's own artefact answered to the test split, as an app shows it."""
-        task = registry.load("tasks", self.result.recipe.task)
-        examples = read_split(self.result.steps["data"].path, "test")
-        outputs = read_outputs(self.result.steps["verify-onnx-w8a8"].file("logits.safetensors"))
-        labels = self.result.facts("data")["labels"]  # type: ignore[index]
-        return [
-            (example["text"], task.answer(output, example, labels))
-            for example, output in zip(examples, outputs, strict=True)
-        ]
-
-
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:  # type: ignore[no-untyped-def]
-    folder = tmp_path_factory.mktemp("run")
-    return Run(folder, pipeline.run(recipe.parse(tiny.recipe), folder))
 
 
 def test_a_bundle_tests_itself_and_answers_as_the_run_did(run: Run, tmp_path: Path) -> None:

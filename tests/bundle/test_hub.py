@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from _clients import node_with, site_with
 from _material import tiny_rows
-from test_bundle import Run, run  # noqa: F401  (its fixture)
+from _run import Run
 from test_ship_tasks import ship
 
 from edgekd import pipeline, recipe
@@ -31,19 +31,19 @@ CARD = ["card.license=mit", "card.language=[en]", "card.datasets=[me/rivers]", "
 
 
 @pytest.fixture(scope="module")
-def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("hub") / "tiny"
     stage.make(run.app(), "hub", made)
     return made
 
 
-def stated(run: Run) -> Run:  # noqa: F811
+def stated(run: Run) -> Run:
     """The same run by a recipe with a card."""
     text = (run.folder / "recipe.yaml").read_text()
     return Run(run.folder, pipeline.collect(recipe.parse(text, overrides=CARD), run.folder))
 
 
-def texts(run: Run) -> list[str]:  # noqa: F811
+def texts(run: Run) -> list[str]:
     return [one["text"] for one in read_split(run.result.steps["data"].path, "test")]
 
 
@@ -70,7 +70,7 @@ def test_the_files_are_where_clients_look(folder: Path) -> None:
     ))  # fmt: skip
 
 
-def test_transformers_loads_it_and_gives_the_students_logits(run: Run, folder: Path) -> None:  # noqa: F811
+def test_transformers_loads_it_and_gives_the_students_logits(run: Run, folder: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -85,7 +85,7 @@ def test_transformers_loads_it_and_gives_the_students_logits(run: Run, folder: P
 
 @pytest.mark.parametrize(("file", "artefact"), [("model", "onnx-fp32"), ("model_quantized", "onnx-w8a8")])
 def test_plain_onnxruntime_with_the_saved_tokenizer_gives_the_runs_logits(
-    run: Run,  # noqa: F811
+    run: Run,
     folder: Path,
     file: str,
     artefact: str,
@@ -105,7 +105,7 @@ def test_plain_onnxruntime_with_the_saved_tokenizer_gives_the_runs_logits(
         np.testing.assert_allclose(found[0], logits, atol=1e-5)
 
 
-def test_the_card_is_one_and_says_what_was_measured(run: Run, folder: Path) -> None:  # noqa: F811
+def test_the_card_is_one_and_says_what_was_measured(run: Run, folder: Path) -> None:
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(folder / "README.md")
@@ -128,7 +128,7 @@ def test_the_card_is_one_and_says_what_was_measured(run: Run, folder: Path) -> N
     assert str(run.folder) not in str(card) and str(run.result.recipe.teacher.model) not in str(card)
 
 
-def test_a_recipe_says_what_edgekd_cannot_know(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_recipe_says_what_edgekd_cannot_know(run: Run, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     stage.make(stated(run).app(), "hub", tmp_path / "tiny")
@@ -138,7 +138,7 @@ def test_a_recipe_says_what_edgekd_cannot_know(run: Run, tmp_path: Path) -> None
 
 
 def test_the_command_line_takes_the_card_and_the_same_run_gives_the_same_bytes(
-    run: Run,  # noqa: F811
+    run: Run,
     edgekd: Any,
     tmp_path: Path,
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_command_line_takes_the_card_and_the_same_run_gives_the_same_bytes(
     ] == []
 
 
-def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_schemes(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_schemes(run: Run, tmp_path: Path) -> None:
     document = run.app().report()
     failed = [{**one, "verdict": "fail"} for one in document["artifacts"]]
     verdict = {"verdict": "fail", "reasons": ["accuracy drop is 0.3"], "checks": []}
@@ -174,7 +174,7 @@ def test_what_did_not_pass_stays_out_and_the_eight_bit_name_is_the_chosen_scheme
     assert json.loads(hub.files(app)["config.json"])["transformers.js_config"] == {"dtype": "fp16"}  # type: ignore[arg-type]
 
 
-def test_images_are_refused(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_images_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="hub has no library for the task image-classification"):
         stage.make(run.app(task="image-classification"), "hub", tmp_path / "tiny")
 
@@ -252,7 +252,7 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
-def check_classes(ask: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:  # noqa: F811
+def check_classes(ask: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:
     """The labels and shares of the run's own artefact, for every test text."""
     outputs = read_outputs(run.result.steps[f"verify-{artefact}"].file("logits.safetensors"))
     answers = ask(folder, "text-classification", dtype, texts(run), top_k=3)
@@ -266,7 +266,7 @@ def check_classes(ask: Ask, run: Run, folder: Path, dtype: str | None, artefact:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "artefact"), [(None, "onnx-fp32"), ("fp32", "onnx-fp32"), ("q8", "onnx-w8a8")])
-def test_transformers_js_in_node(in_node: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:  # noqa: F811
+def test_transformers_js_in_node(in_node: Ask, run: Run, folder: Path, dtype: str | None, artefact: str) -> None:
     check_classes(in_node, run, folder, dtype, artefact)
 
 
@@ -274,7 +274,7 @@ def test_transformers_js_in_node(in_node: Ask, run: Run, folder: Path, dtype: st
 @pytest.mark.parametrize(("dtype", "artefact"), [(None, "onnx-w8a8"), ("fp32", "onnx-fp32")])
 def test_transformers_js_in_chromium(
     in_chromium: Ask,
-    run: Run,  # noqa: F811
+    run: Run,
     folder: Path,
     dtype: str | None,
     artefact: str,
