@@ -8,9 +8,11 @@ marks are put in order, and they too are checked against the library.
 
 from __future__ import annotations
 
+import itertools
+import struct
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -32,6 +34,13 @@ FLAGS = (
     "number",  # \p{N} of ByteLevel
     "gap",  # \s of ByteLevel
     "word",  # \w beside an added token
+    # Of graphemes, where Precompiled sees them as one:
+    "joins",  # with the character before
+    "leads",  # is of one with the character after
+    "stands",  # joins nothing
+    "pictograph",  # joins another over a zero-width joiner
+    "consonant",  # joins another over a linker
+    "linker",
 )
 
 
@@ -76,6 +85,7 @@ def flags_of(decompositions: dict[str, str]) -> list[int]:
     words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     chunks = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     is_word = word_test()
+    graphemes = grapheme_tests()
     flags = [0] * 0x110000
     for c in CHARACTERS:
         pieces = len(words(f"a{c}a"))
@@ -92,6 +102,7 @@ def flags_of(decompositions: dict[str, str]) -> list[int]:
             "number": number,
             "gap": not (letter or number or other),
             "word": is_word(c),
+            **{name: test(c) for name, test in graphemes.items()},
         }
         flags[ord(c)] = sum(values[name] << bit for bit, name in enumerate(FLAGS))
     return flags
@@ -102,6 +113,52 @@ def word_test() -> Callable[[str], bool]:
     asked = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     asked.add_tokens([AddedToken("xyz", single_word=True, normalized=False)])
     return lambda c: 1 not in asked.encode(f"xyz{c}").ids
+
+
+def grapheme_tests() -> dict[str, Callable[[str], bool]]:
+    """What is one grapheme: of those under 6 bytes Precompiled looks the whole up, and drops what it does not find.
+
+    With a table of single bytes a text becomes as many marks as it has graphemes. With a table of one character, a
+    combining mark behind that is lost, unless both are part of something longer.
+    """
+    every = normalizers.Precompiled(charsmap({bytes([byte]): "!" for byte in range(1, 256)})).normalize_str
+    trade, qa = "\u2122", "\u0958"  # a pictograph, an Indic consonant
+    over = {c: normalizers.Precompiled(charsmap({c.encode(): "!"})).normalize_str for c in (trade, qa)}
+    mark, joiner, virama, ka = "\u0301", "\u200d", "\u094d", "\u0915"
+    return {
+        "joins": lambda c: len(every("a" + c)) == 1,
+        "leads": lambda c: len(every(c + "a")) == 1,
+        "stands": lambda c: len(c.encode()) < 4 and len(every(c + mark)) == 2,
+        "pictograph": lambda c: over[trade](c + joiner + trade + mark).endswith(mark),
+        "consonant": lambda c: over[qa](c + virama + qa + mark).endswith(mark),
+        "linker": lambda c: over[qa](ka + c + qa + mark).endswith(mark),
+    }
+
+
+def charsmap(table: Mapping[bytes, str]) -> bytes:
+    """A table as SentencePiece precompiles it: the size of a trie, the trie, the texts with a zero byte each."""
+    texts, places = b"", {}
+    for key, text in table.items():
+        places[key] = len(texts)
+        texts += text.encode() + b"\0"
+    units = {0: 0}
+    taken = {0}  # places of units, and of values
+
+    def add(at: int, prefix: bytes) -> None:
+        """The children of the node at a place, at `base` exclusive or their label."""
+        labels = sorted({key[len(prefix)] for key in places if key.startswith(prefix) and len(key) > len(prefix)})
+        base = next(base for base in itertools.count(1) if taken.isdisjoint({base, *(base ^ one for one in labels)}))
+        taken.update({base, *(base ^ one for one in labels)})
+        units[at] |= (at ^ base) << 10 | (prefix in places) << 8
+        if prefix in places:
+            units[base] = places[prefix] | 1 << 31
+        for one in labels:
+            units[base ^ one] = one
+            add(base ^ one, prefix + bytes([one]))
+
+    add(0, b"")
+    trie = b"".join(struct.pack("<I", units.get(at, 0)) for at in range(max(units) + 257))
+    return struct.pack("<I", len(trie)) + trie + texts
 
 
 def combining_classes(nfd: Callable[[str], str]) -> list[int]:
