@@ -346,6 +346,7 @@ def bundle_make(
     name: Annotated[str | None, typer.Option("--name", help="Package name; default: the recipe's.")] = None,
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="native or library; default: the platform's.")] = "",
     key: Annotated[Path | None, typer.Option("--key", help="Private key (PEM) to sign with.")] = None,
+    sets: Set = None,
     allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help="Also what failed; it says so.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -353,7 +354,7 @@ def bundle_make(
     from edgekd import pipeline
     from edgekd.bundle import stage
 
-    loaded, folder = _load(run, None, None)
+    loaded, folder = _load(run, None, sets)
     result = pipeline.collect(loaded, folder)
     wanted = [target or loaded.export.targets[0], scheme or next(iter(loaded.quantize.schemes), "fp32")]
     made = pipeline.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted), tokenizer)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -627,12 +627,16 @@ def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
             "edgekd": __version__,
             "recipe": artifact.sha256_json(recipe.model_dump(mode="json")),
             "teacher": Path(recipe.teacher.model).name if recipe.teacher.model else None,
+            "license": recipe.card.license,
             "data": {"digest": result.steps["data"].digest, "rows": dict(data.get("rows", {}))},
             "artifact": export.digest,
             "tools": artifact.read_json(export.path / artifact.MANIFEST)["tools"],
         },
         extra=_app_settings(result),
         tokenizer=tokenizer,
+        student=result.steps["distill-student"].path / "model",
+        artifacts={one: result.steps[f"export-{one}"].path for one in found if f"export-{one}" in result.steps},
+        report=cache(partial(document, result)),
     )
 
 
@@ -648,11 +652,22 @@ def _app_settings(result: Result) -> dict[str, Any]:
 
 def report(result: Result) -> dict[str, Any]:
     """Write ``report.json``, ``report.html`` and ``report.md`` from what the run has; returns the document."""
+    from edgekd.report import render
+
+    made = document(result)
+    artifact.write_json(result.folder / "report.json", made)
+    artifact.write_atomic(result.folder / "report.html", render.html(made))
+    artifact.write_atomic(result.folder / "report.md", render.markdown(made))
+    return made
+
+
+def document(result: Result) -> dict[str, Any]:
+    """The report's document, from what the run has; writes nothing."""
     from edgekd import __version__
-    from edgekd.report import build, render
+    from edgekd.report import build
 
     names = artifacts_of(result)
-    document = build.document(
+    return build.document(
         build.RunFacts(
             name=result.recipe.name,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -677,10 +692,6 @@ def report(result: Result) -> dict[str, Any]:
             agreement=_agreement(result),
         )
     )
-    artifact.write_json(result.folder / "report.json", document)
-    artifact.write_atomic(result.folder / "report.html", render.html(document))
-    artifact.write_atomic(result.folder / "report.md", render.markdown(document))
-    return document
 
 
 def _discordant(result: Result) -> tuple[int, int] | None:

@@ -327,6 +327,15 @@ class Tune(Section):
     patience: int = Field(3, ge=1, description="A trial stops early when this many no larger ones were ahead of it.")
 
 
+class Card(Section):
+    """What a model card says and edgekd cannot know (`edgekd bundle --platform hub`)."""
+
+    license: str | None = Field(None, description="Of the student, as the Hub spells it: apache-2.0, cc-by-4.0, ...")
+    language: list[str] = Field(default_factory=list, description="ISO 639-1 codes: [en].")
+    datasets: list[str] = Field(default_factory=list, description="Hub ids of the data.")
+    base_model: str | None = Field(None, description="Hub id of the teacher; default: teacher.model, if it is one.")
+
+
 class Report(Section):
     """The page at the end."""
 
@@ -350,6 +359,7 @@ class Recipe(Section):
     gate: Gate = Field(default_factory=Gate, description="What must hold.")
     bench: Bench = Field(default_factory=Bench, description="Measurement.")
     report: Report = Field(default_factory=Report, description="The page.")
+    card: Card = Field(default_factory=Card, description="The model card.")
     tune: Tune = Field(default_factory=Tune, description="Search (`edgekd tune`).")
 
     @property

@@ -51,4 +51,4 @@ def ask_bundle(bundle: Path, *texts: str) -> list[Any]:
         cwd=bundle,
     )
     assert done.returncode in (0, 1), done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.split("\n") if line]  # answers may hold other line ends

@@ -7,8 +7,8 @@ strings. It writes nothing itself: ``stage.make`` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ class App:
     provenance: Mapping[str, Any]  # recipe, teacher, data, tools
     extra: Mapping[str, Any]  # what the task's answers depend on beside the labels (a task's `app_settings`)
     tokenizer: str = ""  # of the platform's TOKENIZERS; "": its first
+    student: Path = Path()  # the float student's transformers folder
+    artifacts: Mapping[str, Path] = field(default_factory=dict)  # folders of all artefacts of the run, by name
+    report: Callable[[], Facts] = dict  # the document of the run's report, for who shows more than one artefact
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,10 +67,17 @@ class Platform(Protocol):
     # CORE_ADDS: Mapping[str, frozenset[str]], optional: parts of a tokenizer that its core runs beyond `_native.PARTS`
     USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README; {name} stands for the bundle's name
 
-    def place(self, app: App) -> str:
-        """The folder of ``app.json`` and ``model/`` in the bundle, as the library looks for them; "" for the top."""
+    def place(self, app: App) -> str | None:
+        """The folder of ``app.json`` and ``model/`` in the bundle, as the library looks for them; "" for the top.
+
+        None: the platform has a layout of its own, and ``files`` gives all of it.
+        """
         ...
 
     def files(self, app: App) -> Mapping[str, bytes | Path]:
         """Code and configuration by place in the bundle; model, golden inputs and provenance are added by the stage."""
+        ...
+
+    def readme(self, app: App) -> str:
+        """Optional: the bundle's README.md, in place of the common one."""
         ...

@@ -30,7 +30,7 @@ def text(value: Any) -> bytes:
 
 
 def manifest(
-    app: App, platform: str, place: str, digests: Mapping[str, str], sizes: Mapping[str, int], unverified: bool
+    app: App, platform: str, place: str | None, digests: Mapping[str, str], sizes: Mapping[str, int], unverified: bool
 ) -> Facts:
     """``bundle.json``."""
     return {
@@ -51,25 +51,29 @@ def manifest(
 
 
 def licenses(app: App) -> list[dict[str, Any]]:
-    """Of what the bundle holds. edgekd cannot know a teacher's or a data set's: it says whose apply."""
+    """Of what the bundle holds. edgekd cannot know the model's: the recipe may state it, and it says whose apply."""
     return [
         {"part": "library", "license": "Apache-2.0"},
         {
             "part": "model",
-            "license": None,
+            "license": app.provenance["license"],
             "note": f"distilled from {app.provenance['teacher']}: the licences of teacher and data apply",
         },
     ]
 
 
-def parts(sizes: Mapping[str, int], place: str) -> dict[str, int]:
-    """Bytes that the bundle adds to an app, by part; the runtime's package comes on top. Code is its source."""
+def parts(sizes: Mapping[str, int], place: str | None) -> dict[str, int]:
+    """Bytes that the bundle adds to an app, by part; the runtime's package comes on top. Code is its source.
+
+    Where ``place`` is None there is no code: all but the papers is the model.
+    """
     found = {"model": 0, "tokenizer": 0, "code": 0, "tests and papers": 0}
-    inside = f"{place}/" if place else ""
+    inside = f"{place}/model/" if place else "model/" if place == "" else ""
+    papers = {f"{inside}golden.json", "README.md", BOM}
     for name, size in sizes.items():
-        if name == f"{inside}model/golden.json" or ("/" not in name and name != "app.json"):
+        if name in papers or (place is not None and "/" not in name and name != "app.json"):
             kind = "tests and papers"
-        elif name.startswith(f"{inside}model/"):
+        elif name.startswith(inside):
             kind = "tokenizer" if "token" in name or "vocab" in name else "model"
         else:
             kind = "code"
@@ -94,6 +98,7 @@ def bom(app: App, digests: Mapping[str, str], runtime: str) -> dict[str, Any]:
         "name": app.name,
         "version": app.scheme,
         "description": f"{app.task}, {app.target}, {app.scheme}",
+        **({"licenses": [{"license": {"name": app.provenance["license"]}}]} if app.provenance["license"] else {}),
         "modelCard": {
             "modelParameters": {"task": app.task, "approach": {"type": "supervised"}},
             "quantitativeAnalysis": {"performanceMetrics": metrics},

@@ -31,13 +31,10 @@ def make(app: App, platform: str, out: Path, *, allow_unverified: bool = False, 
     part, place = out.with_name(out.name + ".partial"), module.place(app)
     shutil.rmtree(part, ignore_errors=True)
     try:
-        for path in sorted(app.artifact.rglob("*")):
-            if path.is_file() and path.name not in LEFT_OUT:
-                _put(part / place / "model" / path.relative_to(app.artifact), path)
-        for name, content in module.files(app).items():
+        for name, content in {**_model(app, place), **module.files(app)}.items():
             _put(part / name, content)
-        _put(part / place / "app.json", _provenance.text(app.settings))
-        _put(part / "README.md", _readme(app, platform, module).encode())
+        readme = module.readme(app) if hasattr(module, "readme") else _readme(app, platform, module)
+        _put(part / "README.md", readme.encode())
         digests = _digests(part)
         _put(part / _provenance.BOM, _provenance.text(_provenance.bom(app, digests, module.RUNTIMES[app.target])))
         digests = _digests(part)
@@ -74,6 +71,20 @@ def _check(app: App, platform: str, module: Any, out: Path, allow_unverified: bo
         raise BadInput(f"{app.target}-{app.scheme} did not pass the gate: {reasons}", where="bundle", todo=todo)
     if out.exists():
         raise BadInput("exists already", where=str(out), todo="Choose another folder.")
+
+
+def _model(app: App, place: str | None) -> dict[str, bytes | Path]:
+    """``app.json`` and ``model/``, where the platform wants them."""
+    if place is None:
+        return {}
+    found: dict[str, bytes | Path] = {
+        f"model/{path.relative_to(app.artifact)}": path
+        for path in sorted(app.artifact.rglob("*"))
+        if path.is_file() and path.name not in LEFT_OUT
+    }
+    found["app.json"] = _provenance.text(app.settings)
+    inside = f"{place}/" if place else ""
+    return {f"{inside}{name}": content for name, content in found.items()}
 
 
 def _put(place: Path, content: bytes | Path) -> None:

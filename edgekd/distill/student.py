@@ -76,7 +76,7 @@ def make(
     plan = _plan(shape, source, own, layers, importance)
     config = copy.deepcopy(source.config)
     for name, value in {"layers": len(layers), **plan.sizes}.items():
-        _write(config, name, value)
+        write(config, name, value)
     for name in FOLLOWERS:
         if getattr(config, name, None) == own["hidden_size"]:
             setattr(config, name, plan.sizes["hidden_size"])
@@ -95,6 +95,11 @@ def make(
 def read(config: Any, name: str) -> int:
     """A size of the configuration under edgekd's name for it."""
     return int(getattr(config, _field(config, name)))
+
+
+def write(config: Any, name: str, value: int) -> None:
+    """Set a size of the configuration by edgekd's name for it."""
+    setattr(config, _field(config, name), value)
 
 
 def shape_of(config: Any) -> dict[str, int]:
@@ -318,10 +323,6 @@ def _field(config: Any, name: str) -> str:
     )
 
 
-def _write(config: Any, name: str, value: int) -> None:
-    setattr(config, _field(config, name), value)
-
-
 def _from_model(name: str, teacher: Any, model_class: Any) -> nn.Module:
     from transformers import AutoConfig
 
@@ -369,13 +370,13 @@ def _build(config: Any, model_class: Any) -> nn.Module:
     """A model with fresh weights, in float32, with the modules that the configuration's marks ask for."""
     config, heads, size = copy.deepcopy(config), read(config, "heads"), getattr(config, HEAD_SIZE, None)
     if size:
-        _write(config, "heads", 1)  # transformers refuses heads that do not divide the width
+        write(config, "heads", 1)  # transformers refuses heads that do not divide the width
     model = model_class.from_config(config).float()
     if size:
         layers, roles = pruning.encoder(model)
         for layer in layers:
             pruning.set_heads(layer, roles, heads, size)
-        _write(model.config, "heads", heads)
+        write(model.config, "heads", heads)
     rank = getattr(config, RANK, None)
     if rank:
         table = model.get_input_embeddings()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Form = Literal["dynamic", "int8", "int4", "half"]
 MULTIPLIES, LOOKS_UP = "FULLY_CONNECTED", "EMBEDDING_LOOKUP"
 # What the runtime asks of an operator in these forms (tflite/converter/tools/versioning/op_version.cc).
-VERSIONS = {MULTIPLIES: 12, "DEQUANTIZE": 6, "RESHAPE": 1}
+VERSIONS = {MULTIPLIES: 12, "DEQUANTIZE": 6, "RESHAPE": 1, "SOFTMAX": 1}
 
 
 @dataclass(frozen=True)

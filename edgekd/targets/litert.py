@@ -24,8 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.artifact import Facts
+from edgekd.artifact import Facts, read_json
 from edgekd.errors import BadInput, Environment
+from edgekd.targets import _mediapipe
 from edgekd.targets._anchors import anchor_ranges
 from edgekd.targets._contract import (
     example,
@@ -303,6 +304,34 @@ def _described(name: str, details: Mapping[str, Any]) -> Facts:
     }
     scale, zero_point = details["quantization"]
     return facts | ({"scale": float(scale), "zero_point": int(zero_point)} if scale else {})
+
+
+def for_mediapipe(artifact: Path, *, task: str, name: str, words: Sequence[str], labels: Sequence[str]) -> bytes:
+    """The artefact's longest graph as MediaPipe's text tasks take it (``_mediapipe.py``), ``words`` by token id.
+
+    Raises BadInput where it answers a golden text otherwise than that graph does.
+    """
+    import numpy as np
+
+    graph = next(separate((artifact / f"model{suffix}").read_bytes()))
+    content = _mediapipe.spell(graph, task=task, name=name, words=words, labels=labels)
+    ours, theirs = _Graph(_runner(graph)), _runner(content)
+    details = theirs.get_input_details()
+    shapes = {one: found["shape"].tolist() for one, found in details.items()}
+    golden = read_json(artifact / "golden.json")["inputs"]
+    for rows in zip(*golden.values(), strict=True):
+        inputs = {one: np.array([row], np.int64) for one, row in zip(golden, rows, strict=True)}
+        wanted = _mediapipe.expected(ours.run(inputs), task)
+        fed = padded({**inputs, _mediapipe.SEGMENTS: np.zeros_like(inputs["input_ids"])}, shapes, "litert")
+        (found,) = theirs(**{one: array.astype(details[one]["dtype"]) for one, array in fed.items()}).values()
+        if np.abs(found - wanted).max() > _mediapipe.BOUND:
+            raise BadInput("MediaPipe's form of it answers otherwise", where=str(artifact))
+    return content
+
+
+def _runner(content: bytes) -> Any:
+    module = require("ai_edge_litert.interpreter", extra)
+    return module.Interpreter(model_content=content, num_threads=1).get_signature_runner()
 
 
 # Running it.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -32,6 +35,7 @@ from edgekd.errors import BadInput, Environment
 from edgekd.quantize import integer
 from edgekd.quantize import scheme as schemes
 from edgekd.targets import _litert_passes as passes
+from edgekd.targets import _mediapipe
 from edgekd.targets import litert as target
 from edgekd.targets._contract import load_program, read_signature, specialise
 
@@ -375,6 +379,44 @@ def test_weights_the_converter_did_not_see_are_in_the_file_bit_for_bit(exported,
     assert held <= promised + 8000  # masks, shapes, names; half of one layer of 64 x 64 in float32
     interpreter = interpreters.Interpreter(str(out / "model.tflite"), num_threads=1)
     assert "lifted" not in str(sorted(interpreter.get_signature_runner().get_input_details()))
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
+def test_mediapipes_form_has_three_inputs_its_files_and_the_same_answers(exported, scheme: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    program, out, _ = exported(scheme)
+    for name in ("model.tflite", "golden.json"):
+        shutil.copy((out if name.startswith("model") else program.path) / name, tmp_path)
+    words, labels = [f"w{index}" for index in range(VOCABULARY)], ["a", "b", "c", "d", "e"]
+    told = {"task": "text-classification", "name": "tiny", "words": words, "labels": labels}
+    content = target.for_mediapipe(tmp_path, **told)
+    assert content == target.for_mediapipe(tmp_path, **told)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert {one.filename: one.compress_type for one in archive.infolist()} == {"vocab.txt": 0, "labels.txt": 0}
+        assert (
+            archive.read("labels.txt").decode().split() == labels
+            and archive.read("vocab.txt").decode().split() == words
+        )
+    interpreter = interpreters.Interpreter(model_content=content, num_threads=1)
+    inputs, (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert [(one["dtype"], one["shape"].tolist()) for one in inputs] == [(np.int32, [1, MAX_LENGTH])] * 3
+    assert output["dtype"] == np.float32
+    model = schema.Model.GetRootAs(content, 0)
+    [place] = [i for i in range(model.MetadataLength()) if model.Metadata(i).Name() == b"TFLITE_METADATA"]
+    metadata = model.Buffers(model.Metadata(place).Buffer()).DataAsNumpy().tobytes()
+    assert metadata[4:8] == b"M001"
+    for name in (b"ids", b"mask", b"segment_ids", b"probability", b"vocab.txt", b"labels.txt"):
+        assert name + b"\0" in metadata
+    pooled = target.for_mediapipe(tmp_path, **{**told, "task": "sentence-similarity"})
+    assert zipfile.ZipFile(io.BytesIO(pooled)).namelist() == ["vocab.txt"]
+
+
+def test_a_mediapipe_form_that_answers_otherwise_is_refused(exported, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    program, out, _ = exported("fp32")
+    shutil.copy(out / "model.tflite", tmp_path)
+    shutil.copy(program.path / "golden.json", tmp_path)
+    monkeypatch.setattr(_mediapipe, "expected", lambda logits, task: logits)
+    with pytest.raises(BadInput, match="MediaPipe's form of it answers otherwise"):
+        target.for_mediapipe(tmp_path, task="text-classification", name="tiny", words=[], labels=[])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def test_two_lengths_of_a_tiny_program(tmp_path: Path) -> None:
     kernels = faithful.accelerated(state, target, two)
     assert kernels["accelerated"] is True and kernels["integer"] == kernels["wanted"]
     (one / "model.tflite").write_bytes(alone[16])
+    shutil.copy(program.path / "golden.json", two)
+    whole = target.for_mediapipe(two, task="text-classification", name="tiny", words=["a"], labels=["b"])
+    assert lengths_of(whole) == {"serving_default": 16} and len(passes._parsed(whole).subgraphs) == 1
     size = faithful.stored_size(state, two / "model.tflite", lengths=facts["lengths"])
     single = faithful.stored_size(state, one / "model.tflite", lengths=[16])
     assert single["bytes"] < size["bytes"] <= size["limit"] and single["bytes"] <= single["limit"]

@@ -1,0 +1,8 @@
+package org.tensorflow.lite;
+
+public enum DataType {
+    FLOAT32,
+    INT32,
+    INT64,
+    INT8
+}
