@@ -282,11 +282,9 @@ def unigram(*, byte_fallback: bool = False, **options: Any) -> Tokenizer:
 
 def charsmap() -> bytes:
     """A small table with all that is odd about them: beginnings of others, what becomes nothing, what becomes more."""
-    path = SOURCES / "unicode_tables.py"
-    spec = importlib.util.spec_from_file_location("unicode_tables", path)
-    assert spec and spec.loader
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    sys.path.insert(0, str(SOURCES))
+    import grapheme_tables as tables
+
     table = {
         "\u00e9": "e",
         "e\u0301": "e",

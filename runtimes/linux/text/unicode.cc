@@ -4,6 +4,8 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "grapheme_tables.hpp"
+
 namespace edgekd::unicode {
 
 namespace {
@@ -57,6 +59,7 @@ char32_t decode_one(std::string_view utf8, std::size_t place, int length) {
 constexpr char32_t kZeroWidthJoiner = 0x200D;
 
 bool within(char32_t c, char32_t first, char32_t last) { return c >= first && c <= last; }
+bool is(char32_t c, uint16_t flags) { return (value_at(tables::kGraphemeFlags, c) & flags) != 0; }
 bool is_regional(char32_t c) { return within(c, 0x1F1E6, 0x1F1FF); }
 
 // Whether two parts of a Hangul syllable are of one: leads, vowels and tails follow each other.
@@ -79,18 +82,18 @@ struct Grapheme {
 
   bool goes_on(char32_t before, char32_t c) const {
     if (before == U'\r' && c == U'\n') return true;
-    if (has(before, tables::kStands) || has(c, tables::kStands)) return false;
-    return has(c, tables::kJoins) || has(before, tables::kLeads) || is_one_syllable(before, c) ||
-           (regional % 2 == 1 && is_regional(c)) || (linked && has(c, tables::kConsonant)) ||
-           (pictograph && before == kZeroWidthJoiner && has(c, tables::kPictograph));
+    if (is(before, tables::kStands) || is(c, tables::kStands)) return false;
+    return is(c, tables::kJoins) || is(before, tables::kLeads) || is_one_syllable(before, c) ||
+           (regional % 2 == 1 && is_regional(c)) || (linked && is(c, tables::kConsonant)) ||
+           (pictograph && before == kZeroWidthJoiner && is(c, tables::kPictograph));
   }
 
   void take(char32_t c) {
-    const bool joins = has(c, tables::kJoins);
+    const bool joins = is(c, tables::kJoins);
     regional = is_regional(c) ? regional + 1 : 0;
-    pictograph = has(c, tables::kPictograph) || (pictograph && joins);
-    linked = consonant && (has(c, tables::kLinker) || (linked && joins));
-    consonant = has(c, tables::kConsonant) || (consonant && joins);
+    pictograph = is(c, tables::kPictograph) || (pictograph && joins);
+    linked = consonant && (is(c, tables::kLinker) || (linked && joins));
+    consonant = is(c, tables::kConsonant) || (consonant && joins);
   }
 };
 

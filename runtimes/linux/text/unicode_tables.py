@@ -8,11 +8,9 @@ marks are put in order, and they too are checked against the library.
 
 from __future__ import annotations
 
-import itertools
-import struct
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -34,13 +32,6 @@ FLAGS = (
     "number",  # \p{N} of ByteLevel
     "gap",  # \s of ByteLevel
     "word",  # \w beside an added token
-    # Of graphemes, where Precompiled sees them as one:
-    "joins",  # with the character before
-    "leads",  # is of one with the character after
-    "stands",  # joins nothing
-    "pictograph",  # joins another over a zero-width joiner
-    "consonant",  # joins another over a linker
-    "linker",
 )
 
 
@@ -60,10 +51,10 @@ def main() -> int:
         "// A character becomes `count` characters of kPool from `start` on.",
         "struct Mapping {\n  char32_t from;\n  uint16_t start;\n  uint16_t count;\n};\n",
     ]
-    parts += [f"constexpr uint16_t {_constant(name)} = {1 << bit};" for bit, name in enumerate(FLAGS)]
+    parts += [f"constexpr uint16_t {constant(name)} = {1 << bit};" for bit, name in enumerate(FLAGS)]
     parts.append("")
-    parts += _runs("kFlags", flags_of(decompositions))
-    parts += _runs("kCombiningClass", combining_classes(nfd))
+    parts += runs("kFlags", flags_of(decompositions))
+    parts += runs("kCombiningClass", combining_classes(nfd))
     pool: list[int] = []
     parts += _mappings("kDecomposition", decompositions, pool)
     parts += _mappings("kLowercase", lowered, pool)
@@ -85,7 +76,6 @@ def flags_of(decompositions: dict[str, str]) -> list[int]:
     words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     chunks = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
     is_word = word_test()
-    graphemes = grapheme_tests()
     flags = [0] * 0x110000
     for c in CHARACTERS:
         pieces = len(words(f"a{c}a"))
@@ -102,7 +92,6 @@ def flags_of(decompositions: dict[str, str]) -> list[int]:
             "number": number,
             "gap": not (letter or number or other),
             "word": is_word(c),
-            **{name: test(c) for name, test in graphemes.items()},
         }
         flags[ord(c)] = sum(values[name] << bit for bit, name in enumerate(FLAGS))
     return flags
@@ -113,52 +102,6 @@ def word_test() -> Callable[[str], bool]:
     asked = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     asked.add_tokens([AddedToken("xyz", single_word=True, normalized=False)])
     return lambda c: 1 not in asked.encode(f"xyz{c}").ids
-
-
-def grapheme_tests() -> dict[str, Callable[[str], bool]]:
-    """What is one grapheme: of those under 6 bytes Precompiled looks the whole up, and drops what it does not find.
-
-    With a table of single bytes a text becomes as many marks as it has graphemes. With a table of one character, a
-    combining mark behind that is lost, unless both are part of something longer.
-    """
-    every = normalizers.Precompiled(charsmap({bytes([byte]): "!" for byte in range(1, 256)})).normalize_str
-    trade, qa = "\u2122", "\u0958"  # a pictograph, an Indic consonant
-    over = {c: normalizers.Precompiled(charsmap({c.encode(): "!"})).normalize_str for c in (trade, qa)}
-    mark, joiner, virama, ka = "\u0301", "\u200d", "\u094d", "\u0915"
-    return {
-        "joins": lambda c: len(every("a" + c)) == 1,
-        "leads": lambda c: len(every(c + "a")) == 1,
-        "stands": lambda c: len(c.encode()) < 4 and len(every(c + mark)) == 2,
-        "pictograph": lambda c: over[trade](c + joiner + trade + mark).endswith(mark),
-        "consonant": lambda c: over[qa](c + virama + qa + mark).endswith(mark),
-        "linker": lambda c: over[qa](ka + c + qa + mark).endswith(mark),
-    }
-
-
-def charsmap(table: Mapping[bytes, str]) -> bytes:
-    """A table as SentencePiece precompiles it: the size of a trie, the trie, the texts with a zero byte each."""
-    texts, places = b"", {}
-    for key, text in table.items():
-        places[key] = len(texts)
-        texts += text.encode() + b"\0"
-    units = {0: 0}
-    taken = {0}  # places of units, and of values
-
-    def add(at: int, prefix: bytes) -> None:
-        """The children of the node at a place, at `base` exclusive or their label."""
-        labels = sorted({key[len(prefix)] for key in places if key.startswith(prefix) and len(key) > len(prefix)})
-        base = next(base for base in itertools.count(1) if taken.isdisjoint({base, *(base ^ one for one in labels)}))
-        taken.update({base, *(base ^ one for one in labels)})
-        units[at] |= (at ^ base) << 10 | (prefix in places) << 8
-        if prefix in places:
-            units[base] = places[prefix] | 1 << 31
-        for one in labels:
-            units[base ^ one] = one
-            add(base ^ one, prefix + bytes([one]))
-
-    add(0, b"")
-    trie = b"".join(struct.pack("<I", units.get(at, 0)) for at in range(max(units) + 257))
-    return struct.pack("<I", len(trie)) + trie + texts
 
 
 def combining_classes(nfd: Callable[[str], str]) -> list[int]:
@@ -181,11 +124,13 @@ def combining_classes(nfd: Callable[[str], str]) -> list[int]:
     return found
 
 
-def _constant(name: str) -> str:
+def constant(name: str) -> str:
+    """A bit's name in C++."""
     return "k" + name.capitalize()
 
 
-def _runs(name: str, values: list[int]) -> Iterator[str]:
+def runs(name: str, values: list[int]) -> Iterator[str]:
+    """A table of what holds from a character on."""
     starts = [code for code in range(len(values)) if code == 0 or values[code] != values[code - 1]]
     yield f"constexpr Run {name}[] = {{  // {len(starts)}"
     yield from _lines(f"{{{code:#x}, {values[code]}}}" for code in starts)
