@@ -21,6 +21,7 @@ RUNTIMES = {
     "openvino": "openvino",
 }
 TOKENIZERS = ("native", "library")  # of the C++ library; Python's has always the package tokenizers
+CORE_ADDS = {"normalizer": frozenset({"Precompiled", "Strip"}), "pre_tokenizer": frozenset({"WhitespaceSplit"})}
 ENGINES = frozenset({"onnx", "litert", "executorch"})  # of the C++ library
 
 

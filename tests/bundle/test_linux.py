@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ BUILD = LINUX / "build"  # git ignores it; what is in it is not compiled again
 ARCH = platform.machine().lower().replace("amd64", "x86_64")
 QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
+WATCHED = "-g1 -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
 TEXTS = [
     "",
     "tell me about the nile, please",
@@ -57,7 +59,8 @@ class Program:
 def compiled(bundle: Path, arch: str = ARCH, kind: str = "Quick") -> Program:
     """From the bundle's sources, once for all bundles that have the same; skips where that cannot be done.
 
-    ``Quick`` is no type of CMake's: nothing is optimized, which compiles in half the time.
+    ``Quick`` is no type of CMake's: nothing is optimized, which compiles in half the time. ``Watched`` ends at the
+    first access or sum that is not defined.
     """
     if arch != ARCH and shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("no cross compiler: apt-get install g++-aarch64-linux-gnu")
@@ -81,6 +84,7 @@ def compiled(bundle: Path, arch: str = ARCH, kind: str = "Quick") -> Program:
         pytest.skip(done.stderr.strip())
     cross = [f"-DCMAKE_TOOLCHAIN_FILE={folder / 'cpp' / 'native' / 'aarch64.cmake'}"] if arch != ARCH else []
     configure = ["cmake", "-S", folder / "cpp", "-B", folder / "build", f"-DCMAKE_BUILD_TYPE={kind}", *cross]
+    configure += [f"-DCMAKE_CXX_FLAGS_WATCHED={WATCHED}"]
     for command in (configure, ["cmake", "--build", folder / "build", "--parallel", "2"]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -297,6 +301,33 @@ def test_every_task_on_every_runtime_on_aarch64(task_bundle: Path) -> None:
     texts = [text for text in asked_of(task) if "\0" not in text][:8]
     for found, expected in zip(board.ask(task_bundle, *texts), ask_bundle(task_bundle, *texts), strict=True):
         alike(found, expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_sanitizers_find_nothing(bundle: Path, tmp_path: Path) -> None:
+    """In good texts, in bytes that are no text, and in a bundle's files with a few bytes changed or cut off."""
+    watched, chance = compiled(bundle, kind="Watched"), random.Random(0)
+    same(watched, bundle, TEXTS)
+    alphabet = "a b\u0301\u00e9\u4e2d\U0001f600\t'#[]<>\u200d\u0600 iron NILE mango "
+    texts = ["".join(chance.choices(alphabet, k=chance.randrange(60))) for _ in range(300)]
+    assert len(watched.ask(bundle, *texts)) == 300
+    for _ in range(10):
+        done = watched.run(bundle, bytes(chance.randrange(1, 256) for _ in range(20)))
+        assert done.returncode in (0, 2) and (done.returncode == 0 or "not UTF-8" in done.stderr), done.stderr
+    ends: dict[int, int] = {}
+    for number in range(120):
+        changed = copy_of(bundle, tmp_path / str(number))
+        file = changed / ("app.json", "model/tokenizer.json", "model/golden.json")[number % 3]
+        content = bytearray(file.read_bytes())
+        for _ in range(chance.randrange(1, 4)):
+            content[chance.randrange(len(content))] = chance.choice(b'0123456789-e"{}[],:truefalsnull')
+        file.write_bytes(content[: chance.choice([len(content), len(content), chance.randrange(len(content))])])
+        done = watched.run(changed, *chance.choice([[], ["the nile", ""]]))
+        assert done.returncode in (0, 1, 2) and "Sanitizer" not in done.stderr, (number, done.stderr)
+        ends[done.returncode] = ends.get(done.returncode, 0) + 1
+        shutil.rmtree(changed)
+    assert ends[2] > 20, ends
 
 
 REAL = """

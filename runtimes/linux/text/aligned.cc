@@ -24,8 +24,8 @@ void AlignedText::replace(const std::vector<Change>& changes) {
   std::size_t taken = 0;
   for (const Change& change : changes) {
     text.push_back(change.c);
-    from.push_back(change.inserted ? (taken == 0 ? Span{} : from_[taken - 1]) : from_[taken]);
-    if (!change.inserted) ++taken;
+    from.push_back(change.more > 0 ? (taken == 0 ? Span{} : from_[taken - 1]) : from_[taken]);
+    if (change.more <= 0) taken += static_cast<std::size_t>(1 - change.more);
   }
   text_ = std::move(text);
   from_ = std::move(from);

@@ -28,11 +28,12 @@ class AlignedText {
   // Where these characters (at least one) lie in the original.
   Span original(Span part) const { return {from_[part.start].start, from_[part.end - 1].end}; }
 
-  // Replaces the text. Each character either takes the place of the next old one (inserted: false) or comes in addition,
-  // and then shares the origin of the old character before: so the library counts, and so offsets come out the same.
+  // Replaces the text. A character takes the place of the next old one (more: 0), and of so many after it (more: -1 ..);
+  // or it comes in addition (more: 1), and then shares the origin of the old character before: so the library counts, and
+  // so offsets come out the same.
   struct Change {
     char32_t c;
-    bool inserted;
+    int more;
   };
   void replace(const std::vector<Change>& changes);
 

@@ -41,7 +41,7 @@ void decompose(AlignedText& text) {
   put_in_order(parts);
   std::vector<AlignedText::Change> changes;
   changes.reserve(parts.size());
-  for (const Part& part : parts) changes.push_back({part.c, part.inserted});
+  for (const Part& part : parts) changes.push_back({part.c, part.inserted ? 1 : 0});
   text.replace(changes);
 }
 
@@ -67,10 +67,13 @@ void BertNormalizer::operator()(AlignedText& text) const {
   if (lowercase) text.expand([](char32_t c, std::u32string& into) { into += unicode::lowercase(c); });
 }
 
-void split_bert(AlignedText text, std::vector<AlignedText>& parts) {
+namespace {
+
+// A mark is a word of its own.
+void split(const AlignedText& text, uint16_t marks, std::vector<AlignedText>& parts) {
   std::size_t start = 0;  // of the word under way
   for (std::size_t i = 0; i < text.size(); ++i) {
-    const bool punctuation = unicode::has(text.text()[i], tables::kPunctuation);
+    const bool punctuation = unicode::has(text.text()[i], marks);
     if (!punctuation && !unicode::has(text.text()[i], tables::kSpace)) continue;
     if (start < i) parts.push_back(text.slice({start, i}));
     if (punctuation) parts.push_back(text.slice({i, i + 1}));
@@ -78,6 +81,11 @@ void split_bert(AlignedText text, std::vector<AlignedText>& parts) {
   }
   if (start < text.size()) parts.push_back(text.slice({start, text.size()}));
 }
+
+}  // namespace
+
+void split_bert(AlignedText text, std::vector<AlignedText>& parts) { split(text, tables::kPunctuation, parts); }
+void split_blanks(AlignedText text, std::vector<AlignedText>& parts) { split(text, 0, parts); }
 
 WordPiece::WordPiece(Vocabulary vocabulary, const std::u32string& unknown, std::u32string prefix, std::size_t longest_word)
     : vocabulary_(std::move(vocabulary)), prefix_(std::move(prefix)), longest_word_(longest_word) {

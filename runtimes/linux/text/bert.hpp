@@ -21,6 +21,8 @@ struct BertNormalizer {
 
 // Splits at blanks and around punctuation.
 void split_bert(AlignedText text, std::vector<AlignedText>& parts);
+// Splits at blanks.
+void split_blanks(AlignedText text, std::vector<AlignedText>& parts);
 
 class WordPiece : public Model {
  public:

@@ -5,6 +5,7 @@
 
 #include "bert.hpp"
 #include "bpe.hpp"
+#include "precompiled.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 #include "unigram.hpp"
@@ -42,6 +43,24 @@ Replace replace_of(const json& part) {
   refuse("normalizer Replace of", pattern.dump());
 }
 
+std::string base64_decoded(const std::string& text) {
+  const std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string bytes;
+  uint32_t bits = 0;
+  int count = 0;
+  for (const char c : text) {
+    if (c == '=') break;
+    const std::size_t digit = digits.find(c);
+    if (digit == std::string_view::npos) throw TokenizerError("precompiled_charsmap is not base64");
+    bits = bits << 6 | static_cast<uint32_t>(digit);
+    count += 6;
+    if (count < 8) continue;
+    count -= 8;
+    bytes.push_back(static_cast<char>(bits >> count & 0xFF));
+  }
+  return bytes;
+}
+
 void add_normalizers(const json& part, std::vector<Normalizer>& normalizers) {
   const std::string type = type_of(part);
   if (type == "Sequence") {
@@ -57,6 +76,10 @@ void add_normalizers(const json& part, std::vector<Normalizer>& normalizers) {
     normalizers.push_back(BertNormalizer{false, false, false, true});
   } else if (type == "Replace") {
     normalizers.push_back(replace_of(part));
+  } else if (type == "Precompiled") {
+    normalizers.push_back(Precompiled(base64_decoded(part.at("precompiled_charsmap").get<std::string>())));
+  } else if (type == "Strip") {
+    normalizers.push_back(Strip{field(part, "strip_left", true), field(part, "strip_right", true)});
   } else if (type == "Prepend") {
     const std::u32string before = text_of(part.at("prepend"));
     normalizers.push_back([before](AlignedText& text) { text.prepend(before); });
@@ -88,6 +111,8 @@ void add_pre_tokenizers(const json& part, std::vector<PreTokenizer>& pre_tokeniz
     for (const json& one : part.at("pretokenizers")) add_pre_tokenizers(one, pre_tokenizers);
   } else if (type == "BertPreTokenizer") {
     pre_tokenizers.push_back(split_bert);
+  } else if (type == "WhitespaceSplit") {
+    pre_tokenizers.push_back(split_blanks);
   } else if (type == "ByteLevel") {
     pre_tokenizers.push_back(ByteLevel{field(part, "add_prefix_space", true), field(part, "use_regex", true)});
   } else if (type == "Metaspace") {

@@ -4,6 +4,8 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "grapheme_tables.hpp"
+
 namespace edgekd::unicode {
 
 namespace {
@@ -54,6 +56,47 @@ char32_t decode_one(std::string_view utf8, std::size_t place, int length) {
   return c;
 }
 
+constexpr char32_t kZeroWidthJoiner = 0x200D;
+
+bool within(char32_t c, char32_t first, char32_t last) { return c >= first && c <= last; }
+bool is(char32_t c, uint16_t flags) { return (value_at(tables::kGraphemeFlags, c) & flags) != 0; }
+bool is_regional(char32_t c) { return within(c, 0x1F1E6, 0x1F1FF); }
+
+// Whether two parts of a Hangul syllable are of one: leads, vowels and tails follow each other.
+bool is_one_syllable(char32_t one, char32_t next) {
+  const auto lead = [](char32_t c) { return within(c, 0x1100, 0x115F) || within(c, 0xA960, 0xA97C); };
+  const auto vowel = [](char32_t c) { return within(c, 0x1160, 0x11A7) || within(c, 0xD7B0, 0xD7C6); };
+  const auto tail = [](char32_t c) { return within(c, 0x11A8, 0x11FF) || within(c, 0xD7CB, 0xD7FB); };
+  const auto whole = [](char32_t c) { return within(c, 0xAC00, 0xD7A3); };
+  const bool open = vowel(one) || (whole(one) && (one - 0xAC00) % 28 == 0);
+  if (lead(one)) return lead(next) || vowel(next) || whole(next);
+  return (open && (vowel(next) || tail(next))) || ((tail(one) || whole(one)) && tail(next));
+}
+
+// What has been taken for one so far, as far as what follows depends on it.
+struct Grapheme {
+  int regional = 0;         // letters of flags at its end
+  bool pictograph = false;  // one, and marks
+  bool consonant = false;   // an Indic one, and marks
+  bool linked = false;      // and a linker among these
+
+  bool goes_on(char32_t before, char32_t c) const {
+    if (before == U'\r' && c == U'\n') return true;
+    if (is(before, tables::kStands) || is(c, tables::kStands)) return false;
+    return is(c, tables::kJoins) || is(before, tables::kLeads) || is_one_syllable(before, c) ||
+           (regional % 2 == 1 && is_regional(c)) || (linked && is(c, tables::kConsonant)) ||
+           (pictograph && before == kZeroWidthJoiner && is(c, tables::kPictograph));
+  }
+
+  void take(char32_t c) {
+    const bool joins = is(c, tables::kJoins);
+    regional = is_regional(c) ? regional + 1 : 0;
+    pictograph = is(c, tables::kPictograph) || (pictograph && joins);
+    linked = consonant && (is(c, tables::kLinker) || (linked && joins));
+    consonant = is(c, tables::kConsonant) || (consonant && joins);
+  }
+};
+
 }  // namespace
 
 std::u32string decode(std::string_view utf8) {
@@ -97,5 +140,13 @@ std::u32string decomposed(char32_t c) {
 }
 
 std::u32string lowercase(char32_t c) { return mapped(tables::kLowercase, c); }
+
+// The rules of Unicode's annex 29, as far as they are told apart by what becomes of a text.
+std::size_t grapheme_end(const std::u32string& text, std::size_t start) {
+  Grapheme grapheme;
+  std::size_t end = start;
+  while (end < text.size() && (end == start || grapheme.goes_on(text[end - 1], text[end]))) grapheme.take(text[end++]);
+  return end;
+}
 
 }  // namespace edgekd::unicode

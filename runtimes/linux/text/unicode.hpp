@@ -23,4 +23,7 @@ int combining_class(char32_t c);
 std::u32string decomposed(char32_t c);
 std::u32string lowercase(char32_t c);
 
+// The end of the grapheme (what a reader takes for one character) that starts at `start`.
+std::size_t grapheme_end(const std::u32string& text, std::size_t start);
+
 }  // namespace edgekd::unicode

@@ -51,10 +51,10 @@ def main() -> int:
         "// A character becomes `count` characters of kPool from `start` on.",
         "struct Mapping {\n  char32_t from;\n  uint16_t start;\n  uint16_t count;\n};\n",
     ]
-    parts += [f"constexpr uint16_t {_constant(name)} = {1 << bit};" for bit, name in enumerate(FLAGS)]
+    parts += [f"constexpr uint16_t {constant(name)} = {1 << bit};" for bit, name in enumerate(FLAGS)]
     parts.append("")
-    parts += _runs("kFlags", flags_of(decompositions))
-    parts += _runs("kCombiningClass", combining_classes(nfd))
+    parts += runs("kFlags", flags_of(decompositions))
+    parts += runs("kCombiningClass", combining_classes(nfd))
     pool: list[int] = []
     parts += _mappings("kDecomposition", decompositions, pool)
     parts += _mappings("kLowercase", lowered, pool)
@@ -124,11 +124,13 @@ def combining_classes(nfd: Callable[[str], str]) -> list[int]:
     return found
 
 
-def _constant(name: str) -> str:
+def constant(name: str) -> str:
+    """A bit's name in C++."""
     return "k" + name.capitalize()
 
 
-def _runs(name: str, values: list[int]) -> Iterator[str]:
+def runs(name: str, values: list[int]) -> Iterator[str]:
+    """A table of what holds from a character on."""
     starts = [code for code in range(len(values)) if code == 0 or values[code] != values[code - 1]]
     yield f"constexpr Run {name}[] = {{  // {len(starts)}"
     yield from _lines(f"{{{code:#x}, {values[code]}}}" for code in starts)

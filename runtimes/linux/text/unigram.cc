@@ -26,6 +26,14 @@ void Replace::operator()(AlignedText& text) const {
   if (any) text.substitute(pieces, content);
 }
 
+void Strip::operator()(AlignedText& text) const {
+  const auto blank = [&](std::size_t i) { return unicode::has(text.text()[i], tables::kSpace); };
+  std::size_t start = 0, end = text.size();
+  while (left && start < end && blank(start)) ++start;
+  while (right && end > start && blank(end - 1)) --end;
+  if (end - start < text.size()) text = text.slice({start, end});
+}
+
 void Metaspace::operator()(AlignedText text, std::vector<AlignedText>& parts) const {
   text.map([this](char32_t c) { return c == U' ' ? replacement : c; });
   const bool first = text.original({0, 1}).start == 0;

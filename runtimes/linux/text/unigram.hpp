@@ -24,6 +24,14 @@ struct Replace {
   std::size_t match(const std::u32string& text, std::size_t place) const;
 };
 
+// Takes blanks off the ends.
+struct Strip {
+  bool left = true;
+  bool right = true;
+
+  void operator()(AlignedText& text) const;
+};
+
 // Blanks become a visible character, at which words begin.
 struct Metaspace {
   enum class Prepend { kAlways, kFirst, kNever };
