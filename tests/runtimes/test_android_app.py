@@ -320,7 +320,7 @@ def links_into_the_sample(bundle: Path, aar: Path, runtimes: Path, folder: Path)
     run(["aapt2", "compile", "--dir", str(sample / "res"), "-o", str(folder / "res.zip")])
     apk, generated = folder / "app.apk", folder / "generated"
     command = ["aapt2", "link", "-I", str(framework), "--manifest", str(manifest), "-A", str(aar / "assets")]
-    command += ["-0", "onnx", "--auto-add-overlay", "--java", str(generated), "-o", str(apk), str(folder / "res.zip")]
+    command += ["-0", ".onnx", "--auto-add-overlay", "--java", str(generated), "-o", str(apk), str(folder / "res.zip")]
     run(command)
     with zipfile.ZipFile(apk) as packed:
         kept = {one.filename: one for one in packed.infolist()}
