@@ -186,11 +186,14 @@ def data_texts(name: str) -> list[str]:
 
     from _material import SHARED
 
-    path = SHARED / "data" / name / "test.csv"
-    if not path.is_file():
+    folder = SHARED / "data" / name
+    if (folder / "test.jsonl").is_file():
+        lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["text"] for line in lines[::12]]
+    if not (folder / "test.csv").is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)][:300]
+    with (folder / "test.csv").open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)][::10]
 
 
 # --- the other runtimes ---
@@ -317,7 +320,7 @@ def links_into_the_sample(bundle: Path, aar: Path, runtimes: Path, folder: Path)
     run(["aapt2", "compile", "--dir", str(sample / "res"), "-o", str(folder / "res.zip")])
     apk, generated = folder / "app.apk", folder / "generated"
     command = ["aapt2", "link", "-I", str(framework), "--manifest", str(manifest), "-A", str(aar / "assets")]
-    command += ["-0", "onnx", "--auto-add-overlay", "--java", str(generated), "-o", str(apk), str(folder / "res.zip")]
+    command += ["-0", ".onnx", "--auto-add-overlay", "--java", str(generated), "-o", str(apk), str(folder / "res.zip")]
     run(command)
     with zipfile.ZipFile(apk) as packed:
         kept = {one.filename: one for one in packed.infolist()}

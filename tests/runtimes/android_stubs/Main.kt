@@ -13,7 +13,7 @@ import kotlinx.coroutines.cancel
 import kotlinx.coroutines.runBlocking
 
 /** An app's use of the library: ASSETS FILES COMPRESSED, and JSON texts in. */
-fun main(arguments: Array<String>) = runBlocking {
+fun main(arguments: Array<String>) = runBlocking<Unit> {
     val context = Context(File(arguments[0]), File(arguments[1]), arguments[2] == "yes")
     val scope = CoroutineScope(Dispatchers.Default + Job())
     val model = EdgeClassifier.load(context).closeWith(scope)
