@@ -112,7 +112,7 @@ def an_app(folder: Path, task: str = "text-classification", target: str = "corem
         bound=1e-5,
         verdict={"verdict": "pass", "reasons": []},
         measured={"metrics": {}},
-        provenance={"edgekd": "0", "teacher": "t", "tools": {"executorch": "1.9.2+cpu"}},
+        provenance={"edgekd": "0", "teacher": "t", "license": None, "tools": {"executorch": "1.9.2+cpu"}},
         extra=EXTRA.get(task, {}),
     )
 
