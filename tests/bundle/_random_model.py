@@ -99,7 +99,7 @@ def write_artifact(folder: Path, task: str, seed: int = 0) -> App:
         bound=1e-4,
         verdict={"verdict": "pass", "reasons": []},
         measured={},
-        provenance={"edgekd": "0.0.0", "teacher": "none", "tools": {}},
+        provenance={"edgekd": "0.0.0", "teacher": "none", "license": None, "tools": {}},
         extra=EXTRA if pair else {},
     )
 

@@ -366,7 +366,7 @@ def test_what_cannot_work_is_told(worker: bool, site: Site, ask: Ask) -> None:
 def test_missing_files_of_the_runtime_are_told(worker: bool, ask: Ask) -> None:
     options = {"worker": worker, "runtimeFiles": "/nowhere"}
     found = ask("/text-classification/", options=options)["error"]
-    assert found["bundle"] and re.search(r"does not open \(.*files are looked for in /nowhere/", found["message"])
+    assert found["bundle"] and re.search(r"does not open \(.*looked for in http://.*/nowhere/$", found["message"])
 
 
 def change(bundle: Path, **fields: Any) -> None:

@@ -20,9 +20,11 @@ export async function remote(task: Task, url: string, options: LoadOptions): Pro
   const own = !(given instanceof Worker);
   const worker = own ? new Worker(new URL("./worker.js", import.meta.url), { type: "module" }) : given;
   const waiting = new Map<number, Waiting>();
+  let broken: BundleError | null = null;
 
   const ask = (question: Omit<Question, "id"> & Record<string, unknown>, progress?: Waiting["progress"]): Promise<unknown> =>
     new Promise((resolve, reject) => {
+      if (broken) return reject(broken);
       number += 1;
       waiting.set(number, { resolve, reject, progress });
       worker.postMessage({ ...question, id: number });
@@ -36,8 +38,8 @@ export async function remote(task: Task, url: string, options: LoadOptions): Pro
     else one.resolve(data.value);
   };
   const failed = (event: ErrorEvent): void => {
-    const error = new BundleError(`the worker failed (${event.message || "its script did not load"})`);
-    for (const one of waiting.values()) one.reject(error);
+    broken = new BundleError(`the worker failed (${event.message || "its script did not load"})`);
+    for (const one of waiting.values()) one.reject(broken);
     waiting.clear();
   };
   worker.addEventListener("message", heard);
@@ -71,7 +73,7 @@ export async function remote(task: Task, url: string, options: LoadOptions): Pro
     close: async () => {
       if (!open) return;
       open = false;
-      await ask({ ask: "close", of });
+      if (!broken) await ask({ ask: "close", of });
       ended();
     },
   };
