@@ -339,7 +339,7 @@ def bench_baseline(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run 
 @bundle_app.command("make", epilog="Example: edgekd bundle runs/banking77 --platform linux --target onnx --out intents")
 def bundle_make(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    platform: Annotated[str, typer.Option("--platform", help="What it is for: linux.")],
+    platform: Annotated[str, typer.Option("--platform", help="android, ios, web, linux, hub or mediapipe.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make; never overwrites.")],
     target: Annotated[str | None, typer.Option("--target", help="Runtime; default: the run's first.")] = None,
     scheme: Annotated[str | None, typer.Option("--scheme", help="Scheme; default: the run's first.")] = None,
