@@ -362,6 +362,10 @@ def bundle_make(
     if as_json:
         return _json(found)
     rows = [[part, f"{size / 1e6:.3f} MB"] for part, size in found["parts"].items()]
+    package, sizes = found["runtime"]["package"], found["runtime"]["bytes"]
+    rows += [[f"{package}, {abi}", f"{size / 1e6:.3f} MB"] for abi, size in sizes.items()] or [
+        [package, "not measured"]
+    ]
     _table(f"bundle: {out}", ["adds to an app", "size"], rows)
 
 

@@ -15,6 +15,9 @@ RUNTIMES = {
     "litert": "com.google.ai.edge.litert:litert",
     "executorch": "org.pytorch:executorch-android",
 }
+BYTES = {  # of libexecutorch.so as react-native-executorch 0.8.5 has it; Maven's packages were not at hand
+    "executorch": {"arm64-v8a": 12_951_208, "x86_64": 17_326_928}
+}
 TOKENIZERS = ("native", "library")
 ENGINES = {"onnx": "OnnxEngine.kt", "litert": "LiteRtEngine.kt", "executorch": "ExecuTorchEngine.kt"}
 ENCODERS = {"native": "NativeEncoder.kt", "library": "LibraryEncoder.kt"}

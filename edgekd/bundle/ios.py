@@ -13,6 +13,7 @@ from edgekd.errors import BadInput
 TARGETS = frozenset({"coreml", "executorch"})
 TASKS = frozenset({"text-classification", "token-classification", "question-answering", "sentence-similarity"})
 RUNTIMES = {"coreml": "CoreML", "executorch": "executorch"}
+BYTES = {"coreml": {"arm64": 0}}  # a part of the system
 TOKENIZERS = ("native",)
 
 MODULE = "EdgeApp"  # the module's name in runtimes/ios

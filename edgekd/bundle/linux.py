@@ -20,6 +20,11 @@ RUNTIMES = {
     "executorch": "executorch",
     "openvino": "openvino",
 }
+BYTES = {  # of the libraries in the packages: onnxruntime 1.32.0, ai-edge-litert 2.3.0, executorch 1.5.1
+    "onnx": {"x86_64": 34_824_680, "aarch64": 27_165_936},
+    "litert": {"x86_64": 8_039_424, "aarch64": 5_991_672},
+    "executorch": {"x86_64": 14_490_953, "aarch64": 12_077_865},
+}
 TOKENIZERS = ("native", "library")  # of the C++ library; Python's has always the package tokenizers
 CORE_ADDS = {"normalizer": frozenset({"Precompiled", "Strip"}), "pre_tokenizer": frozenset({"WhitespaceSplit"})}
 ENGINES = frozenset({"onnx", "litert", "executorch"})  # of the C++ library

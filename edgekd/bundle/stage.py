@@ -40,7 +40,8 @@ def make(app: App, platform: str, out: Path, *, allow_unverified: bool = False, 
         digests = _digests(part)
         sizes = {name: (part / name).stat().st_size for name in digests}
         unverified = app.verdict["verdict"] != "pass"
-        stated = _provenance.manifest(app, platform, place, digests, sizes, unverified)
+        runtime = {"package": module.RUNTIMES[app.target], "bytes": _runtime_bytes(module, app.target)}
+        stated = _provenance.manifest(app, platform, place, digests, sizes, unverified) | {"runtime": runtime}
         _put(part / _provenance.MANIFEST, _provenance.text(stated))
         if key is not None:
             _provenance.sign(part, key)
@@ -93,6 +94,11 @@ def _put(place: Path, content: bytes | Path) -> None:
         place.write_bytes(content)
     else:
         shutil.copyfile(content, place)
+
+
+def _runtime_bytes(module: Any, target: str) -> dict[str, int]:
+    """What the runtime adds for each ABI; nothing where nobody measured it."""
+    return dict(getattr(module, "BYTES", {}).get(target, {}))
 
 
 def _digests(folder: Path) -> dict[str, str]:

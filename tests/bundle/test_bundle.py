@@ -58,6 +58,8 @@ def test_where_it_comes_from(run: Run, tmp_path: Path) -> None:
     assert provenance["teacher"] == "teacher" and provenance["tools"]["onnxruntime"]
     assert provenance["artifact"] == run.result.steps["export-onnx-w8a8"].digest
     assert stated["unverified"] == [] and stated["verdict"] == "pass"
+    assert stated["runtime"]["package"] == "onnxruntime"
+    assert {abi for abi, size in stated["runtime"]["bytes"].items() if size > 1e7} == {"x86_64", "aarch64"}
     sizes = {str(p.relative_to(tmp_path / "app")): p.stat().st_size for p in (tmp_path / "app").rglob("*.*")}
     assert sum(stated["parts"].values()) == sum(sizes.values()) - sizes["bundle.json"]
     assert str(run.folder) not in "".join(p.read_text(errors="replace") for p in (tmp_path / "app").rglob("*.json"))
