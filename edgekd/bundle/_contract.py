@@ -63,7 +63,7 @@ class Platform(Protocol):
     TARGETS: frozenset[str]  # whose artefacts it can carry
     TASKS: frozenset[str]  # what its library has an API for
     RUNTIMES: Mapping[str, str]  # by target: the package that the app adds
-    # BYTES: Mapping[str, Mapping[str, int]], optional: by target, what the runtime adds to an app for each ABI, measured
+    # BYTES: Mapping[str, Mapping[str, int]], optional: by target, what the runtime adds for each ABI, as measured
     TOKENIZERS: tuple[str, ...]  # "native": the core in runtimes/; "library": the platform's own; the default first
     # CORE_ADDS: Mapping[str, frozenset[str]], optional: parts of a tokenizer that its core runs beyond `_native.PARTS`
     USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README; {name} stands for the bundle's name
