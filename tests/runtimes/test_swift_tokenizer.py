@@ -181,7 +181,7 @@ def test_only_second_is_cut(swift: Swift, workshop: Path) -> None:
 
 def _run(swift: Swift, workshop: Path, file: Path, rows: list[str]) -> tuple[int, str]:
     command = swift.command(workshop, workshop / "tokenize", file)
-    done = subprocess.run(command, input="".join(rows), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, input="".join(rows), capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
