@@ -26,7 +26,6 @@ BYTES = {  # of the libraries in the packages: onnxruntime 1.32.0, ai-edge-liter
     "executorch": {"x86_64": 14_490_953, "aarch64": 12_077_865},
 }
 TOKENIZERS = ("native", "library")  # of the C++ library; Python's has always the package tokenizers
-CORE_ADDS = {"normalizer": frozenset({"Precompiled", "Strip"}), "pre_tokenizer": frozenset({"WhitespaceSplit"})}
 ENGINES = frozenset({"onnx", "litert", "executorch"})  # of the C++ library
 
 

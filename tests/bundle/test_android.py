@@ -52,7 +52,7 @@ def app(tmp_path: Path) -> App:
         bound=0.01,
         verdict={"verdict": "pass", "reasons": []},
         measured={"metrics": {"accuracy": 0.9}},
-        provenance={"edgekd": "0", "teacher": "t"},
+        provenance={"edgekd": "0", "teacher": "t", "license": None},
         extra={},
     )
 

@@ -375,12 +375,11 @@ REAL: dict[str, Callable[[], Tokenizer]] = {"minilm": minilm}
 
 
 QUICK = {"bert-added", "roberta", "unigram", "minilm"}  # one of each kind; the others in `make test-all`
-OWN_QUICK = (QUICK - {"unigram"}) | {"precompiled"}  # the second is the first with more
 
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=[] if name in OWN_QUICK else pytest.mark.slow) for name in (*MADE, *OWN, *REAL)],
+    params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in (*MADE, *OWN, *REAL)],
 )
 def both(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """Each tokenizer in turn."""
@@ -533,7 +532,7 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", sorted(QUICK | OWN_QUICK))
+@pytest.mark.parametrize("name", sorted(QUICK | {"precompiled"}))
 def test_aarch64(aarch64: tuple[str, ...], name: str, tmp_path: Path) -> None:
     """Where char is unsigned, among other things."""
     emulator, program = aarch64
@@ -557,7 +556,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", sorted(QUICK | OWN_QUICK))
+@pytest.mark.parametrize("name", sorted(QUICK | {"precompiled"}))
 def test_sanitizers_find_nothing(watched: Path, name: str, tmp_path: Path) -> None:
     one = Both(watched, {**MADE, **OWN, **REAL}[name](), tmp_path)
     one.check(Row(text, bare=bare) for text in HARD + EXTRA for bare in (None, True))
