@@ -154,7 +154,12 @@ def ship(task: str, tiny, folder: Path, targets: str) -> pipeline.Result:  # typ
     return result
 
 
-@pytest.mark.parametrize("task", sorted(MAKERS))
+SLOW = {"sentence-similarity"}  # the way is text classification's; its own parts are tested where they are
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow if task in SLOW else ()) for task in sorted(MAKERS)]
+)
 def test_a_task_ships_and_its_app_answers_as_the_run_did(task: str, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     result = ship(task, tiny, tmp_path, "[onnx]")
     app = pipeline.app(result, "tiny", "onnx-w8a8")

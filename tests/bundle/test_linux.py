@@ -140,10 +140,12 @@ def copy_of(bundle: Path, folder: Path) -> Path:
     return Path(shutil.copytree(bundle, folder / "app"))
 
 
+@pytest.mark.slow  # compiles the library
 def test_cpp_answers_as_python(program: Program, bundle: Path) -> None:
     same(program, bundle, TEXTS)
 
 
+@pytest.mark.slow  # compiles the library
 def test_the_cpp_self_test_finds_another_model_and_another_tokenizer(
     program: Program, bundle: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_the_cpp_self_test_finds_another_model_and_another_tokenizer(
     assert program.run(changed).returncode == 1
 
 
+@pytest.mark.slow  # compiles the library
 def test_what_is_wrong_is_told(program: Program, bundle: Path, tmp_path: Path) -> None:
     def change(**settings: Any) -> None:
         (changed / "app.json").write_text(json.dumps({**whole, **settings}))
@@ -192,6 +195,7 @@ def test_what_is_wrong_is_told(program: Program, bundle: Path, tmp_path: Path) -
     assert "no bundle" in program.run(tmp_path / "nowhere").stderr
 
 
+@pytest.mark.slow  # compiles the library
 def test_the_library_in_an_app(program: Program, bundle: Path, tmp_path: Path) -> None:
     """A program of somebody else's: the header, the library, and what its types promise."""
     source = Path(__file__).with_name("app_of_somebody.cc")
@@ -205,6 +209,7 @@ def test_the_library_in_an_app(program: Program, bundle: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # compiles the library
 def test_installed_it_can_be_copied_to_a_board(program: Program, bundle: Path, tmp_path: Path) -> None:
     command = ["cmake", "--install", program.folder / "build", "--prefix", tmp_path / "first"]
     assert subprocess.run(command, capture_output=True, timeout=100).returncode == 0
