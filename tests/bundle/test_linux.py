@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from _material import SHARED, ask_bundle
+from _run import Run
 
 from edgekd import pipeline, recipe, registry
 from edgekd.bundle import stage
@@ -124,10 +125,9 @@ def alike(found: Any, expected: Any, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
+def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linux")
-    result = pipeline.run(recipe.parse(tiny.recipe), folder / "run")
-    stage.make(pipeline.app(result, "tiny", "onnx-w8a8"), "linux", folder / "app")
+    stage.make(run.app(), "linux", folder / "app")
     return folder / "app"
 
 
@@ -227,16 +227,13 @@ def test_without_the_runtime_cmake_says_what_to_do(bundle: Path, tmp_path: Path)
     assert done.returncode != 0 and "python packages.py --arch" in " ".join(done.stderr.split())
 
 
-def test_the_python_half_is_there_without_a_native_tokenizer(tiny, bundle: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    result = pipeline.collect(recipe.parse(tiny.recipe), bundle.parent / "run")
-    stage.make(pipeline.app(result, "tiny", "onnx-w8a8", "library"), "linux", tmp_path / "app")
+def test_the_python_half_is_there_without_a_native_tokenizer(run: Run, tmp_path: Path) -> None:
+    stage.make(run.app(tokenizer="library"), "linux", tmp_path / "app")
     assert (tmp_path / "app" / "python").is_dir() and not (tmp_path / "app" / "cpp").exists()
     module = registry.load("platforms", "linux")
-    app = pipeline.app(result, "tiny", "onnx-w8a8", "native")
+    app = run.app(tokenizer="native")
     assert {name.partition("/")[0] for name in module.files(app)} == {"python", "cpp"}
-    import dataclasses
-
-    assert {name.partition("/")[0] for name in module.files(dataclasses.replace(app, target="openvino"))} == {"python"}
+    assert {name.partition("/")[0] for name in module.files(run.app(target="openvino"))} == {"python"}
 
 
 # --- all tasks on all runtimes, the other architecture, real texts ---
