@@ -8,7 +8,6 @@ functions are named, and imported by whoever runs them.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -645,8 +644,9 @@ def _app_settings(result: Result) -> dict[str, Any]:
     told = getattr(registry.load("tasks", result.recipe.task), "app_settings", None)
     if told is None:
         return {}
-    lines = result.steps["data"].file("test.jsonl").read_text(encoding="utf-8").split("\n")
-    found: dict[str, Any] = told([json.loads(line) for line in lines if line])
+    from edgekd.data.stage import read_split
+
+    found: dict[str, Any] = told(read_split(result.steps["data"].path, "test"))
     return found
 
 

@@ -65,7 +65,6 @@ class Platform(Protocol):
     RUNTIMES: Mapping[str, str]  # by target: the package that the app adds
     # BYTES: Mapping[str, Mapping[str, int]], optional: by target, what the runtime adds for each ABI, as measured
     TOKENIZERS: tuple[str, ...]  # "native": the core in runtimes/; "library": the platform's own; the default first
-    # CORE_ADDS: Mapping[str, frozenset[str]], optional: parts of a tokenizer that its core runs beyond `_native.PARTS`
     USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README; {name} stands for the bundle's name
 
     def place(self, app: App) -> str | None:

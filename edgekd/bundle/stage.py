@@ -65,7 +65,7 @@ def _check(app: App, platform: str, module: Any, out: Path, allow_unverified: bo
     if not (app.artifact / "tokenizer.json").is_file():
         raise BadInput("there is no tokenizer.json, so no text can be read", where=str(app.artifact))
     if app.tokenizer == "native":
-        _native.check(app.artifact / "tokenizer.json", getattr(module, "CORE_ADDS", {}))
+        _native.check(app.artifact / "tokenizer.json")
     if app.verdict["verdict"] != "pass" and not allow_unverified:
         reasons = "; ".join(app.verdict["reasons"][:3]) or "it was not verified"
         todo = "Mend the run, or give --allow-unverified: the bundle will say so."

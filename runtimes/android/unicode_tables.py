@@ -31,10 +31,7 @@ def main() -> int:
 def tables() -> str:
     """The Kotlin file."""
     known = _known()
-    nfd = normalizers.NFD().normalize_str
-    lower = normalizers.Lowercase().normalize_str
-    decompositions = {c: nfd(c) for c in known.CHARACTERS if ord(c) not in known.HANGUL and nfd(c) != c}
-    lowered = {c: lower(c) for c in known.CHARACTERS if lower(c) != c}
+    nfd, (decompositions, lowered) = normalizers.NFD().normalize_str, known.changed()
     parts = [
         f"// Made by unicode_tables.py from tokenizers {tokenizers.__version__}: do not edit.",
         "package dev.edgekd.text\n",

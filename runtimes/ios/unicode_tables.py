@@ -19,10 +19,7 @@ OUT = HERE / "Sources" / "EdgeApp" / "Text" / "UnicodeTables.swift"
 
 def main() -> int:
     """Write the file."""
-    nfd = tables.normalizers.NFD().normalize_str
-    lower = tables.normalizers.Lowercase().normalize_str
-    decompositions = {c: nfd(c) for c in tables.CHARACTERS if ord(c) not in tables.HANGUL and nfd(c) != c}
-    lowered = {c: lower(c) for c in tables.CHARACTERS if lower(c) != c}
+    nfd, (decompositions, lowered) = tables.normalizers.NFD().normalize_str, tables.changed()
     pool: list[int] = []
     parts = [
         f"// Made by unicode_tables.py from tokenizers {tables.tokenizers.__version__}: do not edit.",

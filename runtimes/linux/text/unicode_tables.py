@@ -35,12 +35,19 @@ FLAGS = (
 )
 
 
+def changed() -> tuple[dict[str, str], dict[str, str]]:
+    """The characters that NFD changes (Hangul is left to arithmetic) and those that lowercasing does, with what becomes
+    of them."""
+    nfd, lower = normalizers.NFD().normalize_str, normalizers.Lowercase().normalize_str
+    return (
+        {c: nfd(c) for c in CHARACTERS if ord(c) not in HANGUL and nfd(c) != c},
+        {c: lower(c) for c in CHARACTERS if lower(c) != c},
+    )
+
+
 def main() -> int:
     """Write the header."""
-    nfd = normalizers.NFD().normalize_str
-    lower = normalizers.Lowercase().normalize_str
-    decompositions = {c: nfd(c) for c in CHARACTERS if ord(c) not in HANGUL and nfd(c) != c}
-    lowered = {c: lower(c) for c in CHARACTERS if lower(c) != c}
+    nfd, (decompositions, lowered) = normalizers.NFD().normalize_str, changed()
     parts = [
         f"// Made by unicode_tables.py from tokenizers {tokenizers.__version__}: do not edit.",
         "#pragma once\n",

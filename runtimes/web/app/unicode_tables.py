@@ -25,11 +25,10 @@ OWN = ("decomposes", "lowers")  # more bits: whether the library changes the cha
 def main() -> int:
     """Write the module."""
     core = load(CORE)
-    decomposed, lowered = normalizers.NFD().normalize_str, normalizers.Lowercase().normalize_str
-    decompositions = {c: decomposed(c) for c in core.CHARACTERS if ord(c) not in core.HANGUL and decomposed(c) != c}
+    nfd, (decompositions, lowered) = normalizers.NFD().normalize_str, core.changed()
     flags = core.flags_of(decompositions)
     for c in core.CHARACTERS:
-        bits = (c in decompositions or ord(c) in core.HANGUL, lowered(c) != c)
+        bits = (c in decompositions or ord(c) in core.HANGUL, c in lowered)
         flags[ord(c)] |= sum(bit << (len(core.FLAGS) + place) for place, bit in enumerate(bits))
     names = [f"{name}: {1 << bit}" for bit, name in enumerate((*core.FLAGS, *OWN))]
     parts = [
@@ -39,7 +38,7 @@ def main() -> int:
         *(f"  {name}," for name in names),
         "} as const;\n",
         *table("RUNS", flags),
-        *table("ORDERS", core.combining_classes(decomposed)),
+        *table("ORDERS", core.combining_classes(nfd)),
     ]
     OUT.write_text("\n".join(parts), encoding="utf-8")
     sys.stdout.write(f"{OUT.name}: {OUT.stat().st_size} bytes\n")
