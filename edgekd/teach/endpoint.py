@@ -199,7 +199,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     write_atomic(out / ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
     seconds = time.monotonic() - began
     return {
-        "teacher": {"name": settings.model, "endpoint": settings.base_url, "kind": settings.kind},
+        "teacher": {"name": settings.model, "endpoint": settings.base_url, "kind": settings.kind, "parameters": None},
+        "metrics": {"validation": {}, "test": {}},  # nobody asks it about held-out rows
         "knowledge": ["answers", *(["top_logprobs"] if settings.logprobs else [])],
         "online": False,
         "samples": len(rows),
@@ -328,19 +329,15 @@ async def _ask_all(
                     stop = stop or error
                     continue
                 store.append(record)
-                if "error" in record:
-                    session.failed.append(record["error"])
+                if "error" not in record:
+                    spent.add(record, request)
+                wrong = record["error"] if "error" in record else _lacks(record, settings)
+                if wrong:
+                    session.failed.append(wrong)
                     stop = stop or _too_many(settings, session, proven, total, store)
                     continue
-                spent.add(record, request)
                 session.made, proven = session.made + 1, True
                 tell(session.made)
-                if record["logprobs"] < settings.logprobs:
-                    stop = stop or BadInput(
-                        f"{settings.model} came back without log-probabilities",
-                        where=settings.base_url,
-                        todo=f"Set {WHERE}.logprobs: 0, or switch them on at the server (its answer is kept).",
-                    )
     if stop is not None:
         raise stop
     return session
@@ -355,6 +352,10 @@ def _too_dear(spent: Spent, waiting: Sequence[Request], total: int, store: Answe
         todo=f"All answers are kept in {store.path}: raise max_tokens_total or max_cost and run the same command "
         "again; only the others are asked for.",
     )
+
+
+def _lacks(record: Record, settings: Any) -> str:
+    return "no logprobs came back" if record["logprobs"] < settings.logprobs else ""
 
 
 def _too_many(settings: Any, session: Session, proven: bool, total: int, store: Answers) -> BadInput | None:

@@ -191,7 +191,7 @@ def test_log_probabilities_in_both_spellings(stub: Stub, tmp_path: Path, chat: b
 
 
 def test_a_server_without_log_probabilities_is_found_out_by_one_request(stub: Stub, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"without log-probabilities.*logprobs: 0"):
+    with pytest.raises(BadInput, match=r"first request failed: no logprobs came back.*logprobs: 0"):
         teach(tmp_path / "a", stub.url, 9, logprobs=5)
     assert len(stub.bodies) == 1
     assert teach(tmp_path / "a", stub.url, 9)["requests"] == 8  # what was paid for is used
@@ -212,6 +212,15 @@ def test_answers_with_fewer_log_probabilities_are_asked_again_and_those_with_mor
     assert teach(tmp_path / "a", stub.url, 3, logprobs=2)["requests"] == 3
     assert teach(tmp_path / "a", stub.url, 3, logprobs=1)["requests"] == 0
     assert teach(tmp_path / "a", stub.url, 3)["requests"] == 0
+
+
+def test_one_answer_without_log_probabilities_is_a_counted_failure(stub: Stub, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], _: int) -> tuple[int, Any]:
+        return 200, completion("a", logprobs=None if prompt_of(body) == "question 2" else TOP[True])
+
+    stub.reply = reply
+    facts = teach(tmp_path / "a", stub.url, 4, logprobs=2, max_failed=0.3)
+    assert (facts["answers"], facts["failed"], facts["tokens"]["prompt"]) == (3, 1, 40)  # it was paid for
 
 
 # No prompt is paid for twice
@@ -308,6 +317,16 @@ def test_a_failure_never_hides_an_answer(tmp_path: Path) -> None:
         assert store.get("x", failures=True)["text"] == "y"
     with Answers(tmp_path) as store:
         assert store.get("x")["text"] == "y"
+
+
+def test_an_interrupt_leaves_what_was_answered(stub: Stub, tmp_path: Path) -> None:
+    def interrupted(done: int, total: int, unit: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(tmp_path / "a", stub.url, 9, progress=interrupted, concurrency=1)
+    assert teach(tmp_path / "a", stub.url, 9)["reused"] == 3
 
 
 KILLED = """
