@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -659,6 +660,14 @@ def test_a_recipe_that_an_endpoint_cannot_teach_is_refused() -> None:
     ):
         with pytest.raises(BadInput, match=expected):
             endpoint.check(made_, generates=generates)
+
+
+def test_the_recipes_of_the_page_are_recipes() -> None:
+    page = (ROOT / "docs" / "black-box-teacher.md").read_text(encoding="utf-8")
+    found = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(found) == 3
+    for text in found:
+        assert recipe.parse(text).teacher.endpoint is not None
 
 
 def test_nothing_heavy_is_imported() -> None:
