@@ -1,7 +1,7 @@
 """The store of a black-box teacher's answers: one file of JSON lines that only grows, read by key.
 
-An answer costs money, so each is written and flushed to the disk before the next one is looked at: a kill, or a power
-cut, loses what is in flight and nothing else. A line that was torn is cut off when the file is opened to write, and
+An answer costs money, so what has come is written and flushed to the disk before anything else is done: a kill, or a
+power cut, loses what is in flight and nothing else. A torn line is cut off when the file is opened to write, and
 passed over when it is opened to read. One process writes to a folder at a time. A key is a hash of everything that
 decides the answer (``endpoint.py``), so a folder may hold the answers of many runs, prompts and models.
 """
@@ -68,14 +68,13 @@ class Answers:
         found: Record = json.loads(self._in.readline())
         return found
 
-    def append(self, record: Record) -> None:
-        """Write one record through to the disk."""
+    def append(self, *records: Record) -> None:
+        """Write these records through to the disk."""
         assert self._out is not None, "opened to read"
-        start = self._out.tell()
-        self._out.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._out.flush()
-        os.fsync(self._out.fileno())
-        self._note(record, start)
+        for record in records:
+            self._note(record, self._out.tell())
+            self._out.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._flush()
 
     def _note(self, record: Record, start: int) -> None:
         """Later lines win, but a failure never hides an answer."""
@@ -119,8 +118,12 @@ class Answers:
         self._out.seek(end)
         if end == 0:
             self._out.write(json.dumps({"schema": SCHEMA}).encode() + b"\n")
-            self._out.flush()
-            os.fsync(self._out.fileno())
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._out is not None
+        self._out.flush()
+        os.fsync(self._out.fileno())
 
     def _unlock(self) -> None:
         if self._lock is not None:

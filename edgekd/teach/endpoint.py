@@ -321,23 +321,24 @@ async def _ask_all(
             if not flying:
                 break
             done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+            came = []
             for task in done:
                 request = flying.pop(task)
                 try:
-                    record = task.result()
+                    came.append((request, task.result()))
                 except EdgekdError as error:
                     stop = stop or error
-                    continue
-                store.append(record)
+            store.append(*(record for _, record in came))
+            for request, record in came:
                 if "error" not in record:
                     spent.add(record, request)
                 wrong = record["error"] if "error" in record else _lacks(record, settings)
                 if wrong:
                     session.failed.append(wrong)
                     stop = stop or _too_many(settings, session, proven, total, store)
-                    continue
-                session.made, proven = session.made + 1, True
-                tell(session.made)
+                else:
+                    session.made, proven = session.made + 1, True
+            tell(session.made)
     if stop is not None:
         raise stop
     return session
