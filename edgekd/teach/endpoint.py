@@ -43,6 +43,7 @@ Prompt = str | list[dict[str, str]]
 TOKENS_AROUND = 64, 8  # at most: that a server's template puts around a conversation, and around each message
 BYTES_PER_TOKEN = 4  # of English, roughly
 NEVER = -9999.0  # as OpenAI writes the log-probability of a token that is out of the question
+NO_KEY = "no-key-needed"  # the client wants something to send
 SHOWN = 200  # characters of a server's message
 
 
@@ -394,7 +395,7 @@ def _api_key(settings: Any) -> str:
         )
     if not key.isascii() or not key.isprintable():
         raise BadInput(f"what {name} holds is no key", where=WHERE, todo="It has other than plain characters in it.")
-    return key or "none"
+    return key or NO_KEY
 
 
 def _loopback(url: str) -> bool:
@@ -476,8 +477,8 @@ def _message(error: Any) -> str:
 
 
 def _shown(text: str, key: str) -> str:
-    """One line without the key."""
-    return " ".join(text.replace(key, "***").split())[:SHOWN] if key != "none" else " ".join(text.split())[:SHOWN]
+    """One short line without the key."""
+    return " ".join(text.replace(key, "***").split())[:SHOWN]
 
 
 def _stamp(began: float) -> Record:
@@ -494,22 +495,20 @@ def _read(text: str, settings: Any) -> Record:
     try:
         document = json.loads(text)
         choice = document["choices"][0]
-        said = choice["message"]["content"] if settings.kind == "chat" else choice["text"]
-        found = {
-            "text": said or "",
-            "finish_reason": choice.get("finish_reason"),
-            "usage": _usage(document.get("usage")),
-            "model": document.get("model"),
-            "logprobs": 0,
-        }
-        if not isinstance(found["text"], str):
-            raise TypeError("its content is no text")
-        top = _top(choice.get("logprobs")) if settings.logprobs else []
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _NotAnAnswer(f"{type(error).__name__} {error} in {text[:SHOWN]!r}") from None
-    if top or not found["text"]:
-        found |= {"logprobs": settings.logprobs, "top_logprobs": top}
-    return found
+        said = (choice["message"]["content"] if settings.kind == "chat" else choice["text"]) or ""
+        said = said.encode(errors="replace").decode()  # half a surrogate pair is no character
+        reason, told = choice.get("finish_reason"), choice.get("logprobs")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _NotAnAnswer(repr(text)) from None
+    top = _top(told) if settings.logprobs else []
+    return {
+        "text": said,
+        "finish_reason": reason,
+        "usage": _usage(document.get("usage")),
+        "model": str(document.get("model") or settings.model),
+        "logprobs": settings.logprobs if top or not said else 0,
+        **({"top_logprobs": top} if top else {}),
+    }
 
 
 def _usage(told: Any) -> Facts | None:
@@ -521,23 +520,20 @@ def _usage(told: Any) -> Facts | None:
 
 
 def _top(told: Any) -> list[Any]:
-    """[[token, its log-probability, [[token, log-probability], ...]], ...] from either spelling of the API."""
-    if not told:
-        return []
-    if told.get("content"):
-        return [
-            [
-                one["token"],
-                _finite(one["logprob"]),
-                [[it["token"], _finite(it["logprob"])] for it in one["top_logprobs"]],
+    """[[token, its log-probability, [[token, log-probability], ...]], ...] from either spelling of the API, or []."""
+    try:
+        if told.get("content"):
+            each = [(one["token"], one["logprob"], one["top_logprobs"]) for one in told["content"]]
+            return [
+                [token, _finite(p), [[it["token"], _finite(it["logprob"])] for it in top]] for token, p, top in each
             ]
-            for one in told["content"]
+        columns = [told.get(name) or [] for name in ("tokens", "token_logprobs", "top_logprobs")]
+        return [
+            [token, _finite(p), [[other, _finite(one)] for other, one in (top or {}).items()]]
+            for token, p, top in zip(*columns, strict=True)
         ]
-    columns = [told.get(name) or [] for name in ("tokens", "token_logprobs", "top_logprobs")]
-    return [
-        [token, _finite(value), [[other, _finite(one)] for other, one in (top or {}).items()]]
-        for token, value, top in zip(*columns, strict=True)
-    ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _finite(value: float | None) -> float:
@@ -558,7 +554,7 @@ def _rows(asked: Sequence[Asked], find: Callable[[str], Record | None]) -> tuple
         if record is None or "error" in record:
             facts["failed"] += 1
             continue
-        models |= {record["model"]} - {None}
+        models.add(record["model"])
         text, said = record["text"], before.setdefault((one.split, one.row), set())
         if record["finish_reason"] == "content_filter" or not text.strip():
             facts["filtered" if record["finish_reason"] == "content_filter" else "empty"] += 1

@@ -479,12 +479,13 @@ def test_offline_replays_without_a_server_and_counts_what_is_missing(
         ((422, {"detail": [{"msg": f"odd {SECRET}"}]}), BadInput, r"first request failed: 422: \[.*odd \*\*\*"),
         ((429, {"error": {"message": "slow down"}}), Environment, "no more requests .429: slow down.*are kept"),
         ((500, b"<html>oops</html>"), BadInput, "the first request failed: 500: <html>oops</html>"),
-        ((200, b'{"choices": ['), BadInput, "the first request failed: not an answer: JSONDecodeError"),
-        ((200, b""), BadInput, "the first request failed: not an answer"),
-        ((200, {"error": {"message": "overloaded"}}), BadInput, "not an answer: KeyError 'choices' in .*overloaded"),
-        ((200, {"choices": []}), BadInput, "not an answer: IndexError"),
-        ((200, [1]), BadInput, "not an answer: TypeError"),
-        ((200, completion(["x"])), BadInput, "its content is no text"),
+        ((200, b'{"choices": ['), BadInput, r"first request failed: not an answer: .*choices"),
+        ((200, b""), BadInput, "first request failed: not an answer: ''"),
+        ((200, {"error": {"message": "overloaded"}}), BadInput, "not an answer: .*overloaded"),
+        ((200, {"choices": []}), BadInput, "not an answer: .*choices"),
+        ((200, [1]), BadInput, r"not an answer: .\[1\]"),
+        ((200, completion(["x"])), BadInput, 'not an answer: .*"content"'),
+        ((200, b"<" + b"-" * 195 + SECRET.encode()), BadInput, r"<-{100,}.*"),
     ],
     ids=lambda one: str(one[0]) if isinstance(one, tuple) else None,
 )  # fmt: skip
@@ -495,7 +496,7 @@ def test_a_first_request_that_fails_stops_in_words(
     with pytest.raises(kind, match=expected) as raised:
         teach(tmp_path / "a", stub.url, 6, retries=1)
     assert len(stub.bodies) == (2 if reply[0] in (429, 500) else 1)
-    assert SECRET not in str(raised.value) and "\n" not in str(raised.value)
+    assert SECRET[:8] not in str(raised.value) and "\n" not in str(raised.value)
     stub.reply = None  # whatever it was: it can be tried again
     assert teach(tmp_path / "a", stub.url, 6)["requests"] == 6
 
