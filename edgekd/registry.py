@@ -19,6 +19,7 @@ GROUPS = {
     "tasks": "edgekd.tasks",
     "losses": "edgekd.losses",
     "targets": "edgekd.targets",
+    "generators": "edgekd.generators",
     "transports": "edgekd.bench.transports",
     "platforms": "edgekd.bundle",
 }
