@@ -1,12 +1,12 @@
-"""The quantize stage of students that write text: transformers folder -> generative Program. Only here are scales chosen.
+"""The quantize stage of students that write text: transformers folder -> generative Program.
 
-The Program is a transformers folder whose float32 weights are the shipped ones, integer * scale, beside the integers and
-scales themselves: whatever runs it with plain float arithmetic runs what the artefacts hold. Its scales have eight
-significant bits and lie in fp16's normal range, so bfloat16, float16 and float32 hold them exactly, and with them the block
-format of every runtime. A scale moves by at most 2**-9 of itself for that, a tenth of an int8 step at a row's end.
+The Program is a transformers folder whose float32 weights are the shipped ones, integer * scale, beside the integers
+and scales themselves: whatever runs it with plain float arithmetic runs what the artefacts hold. Its scales have eight
+significant bits and lie in fp16's normal range, so bfloat16, float16 and float32 hold them exactly, and with them the
+block format of every runtime. A scale moves by at most 2**-8 of itself for that: half a step at the end of int8.
 
-Word table and head are int8 by row in every quantized scheme: a lookup of int4 rows costs accuracy where it saves least, and
-a tied head must have the table's numbers. ``prepare`` and ``convert`` are apart, so that training may come between them.
+Word table and head are int8 by row in every quantized scheme: int4 rows would cost accuracy where they save least, and
+a tied head must have the table's numbers. ``prepare`` and ``convert`` are apart, so that training may come between.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def quantized(
 
 def save(model: nn.Module, numbers: Numbers, layers: list[Facts], scheme: str, source: Path, out: Path) -> None:
     """Write ``model/`` (with the tokenizer's files of the folder ``source``) and ``numbers.safetensors``."""
-    model.save_pretrained(out / MODEL)
+    model.save_pretrained(out / MODEL, max_shard_size="1TB")  # one file: every reader knows that
     for file in sorted(source.iterdir()):
         if file.suffix not in (".safetensors", ".bin") and not (out / MODEL / file.name).exists():
             shutil.copy2(file, out / MODEL / file.name)
