@@ -112,7 +112,9 @@ def check_type(config: Any, known: Sequence[str], runtime: str) -> None:
         )
     if getattr(config, "use_sliding_window", False):
         raise BadInput(
-            f"{runtime} is not written for sliding windows yet", where="config.json", todo="Set use_sliding_window false."
+            f"{runtime} is not written for sliding windows yet",
+            where="config.json",
+            todo="Set use_sliding_window false.",
         )
 
 

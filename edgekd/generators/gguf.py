@@ -392,7 +392,10 @@ class Session:
             "version": f"llama-cpp-python {lib.__version__}",
             "threads": threads,
             "system": lib.llama_print_system_info().decode(),
-            "caveats": ["cache of keys and values in fp16", "activations in blocks of 32 int8 where weights are integers"],
+            "caveats": [
+                "cache of keys and values in fp16",
+                "activations in blocks of 32 int8 where weights are integers",
+            ],
         }
 
     def reset(self) -> None:

@@ -96,7 +96,7 @@ def test_golden_is_what_transformers_generates(folder: Path, tmp_path: Path) -> 
 
 
 def test_dynamic_program_computes_on_int8_tokens(folder: Path, tmp_path: Path) -> None:
-    """The numbers are those of w8; loaded by ``tokens.load`` its activations are rounded, by transformers they are not."""
+    """The numbers are those of w8; ``tokens.load`` rounds its activations, transformers alone does not."""
     dynamic, plain = (program(folder, name, tmp_path / name) for name in ("w8a8-dynamic", "w8"))
     one, other = load_file(dynamic / "numbers.safetensors"), load_file(plain / "numbers.safetensors")
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
@@ -165,5 +165,4 @@ def test_library_choices_survive(folder: Path, how: str, tmp_path: Path) -> None
             ids = torch.tensor([row["input_ids"]])
             error += float((model(input_ids=ids).logits - goal(input_ids=ids).logits).square().mean())
         errors[name] = error
-    print(errors)
     assert errors[how] < errors["absmax"]
