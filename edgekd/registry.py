@@ -2,8 +2,8 @@
 
 ``edgekd/targets/onnx.py`` is the target ``onnx``; ``edgekd/tasks/text_classification.py`` is the task
 ``text-classification``. Third parties add names through the entry-point groups ``edgekd.tasks``,
-``edgekd.losses``, ``edgekd.targets``, ``edgekd.generators``, ``edgekd.transports`` and ``edgekd.platforms``. A name is looked up before
-anything is imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
+``edgekd.losses``, ``edgekd.targets``, ``edgekd.generators``, ``edgekd.transports`` and ``edgekd.platforms``. A name is
+looked up before anything is imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
 """
 
 from __future__ import annotations

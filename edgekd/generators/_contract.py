@@ -1,8 +1,8 @@
-"""What a generator is: one module that turns a generative Program into an artefact, and writes with it on its own runtime.
+"""What a generator is: one module that turns a generative Program into an artefact, and writes text with it.
 
-The Program is a transformers folder (``model/``) whose float32 weights are the shipped ones, and ``numbers.safetensors``
-with their integers and scales (``quantize/tokens.py``). A generator legalises (same numbers, other spelling) and never
-chooses a number. Vendor packages are imported inside the functions.
+The Program is a transformers folder (``model/``) whose float32 weights are the shipped ones, and
+``numbers.safetensors`` with their integers and scales (``quantize/tokens.py``). A generator legalises (same numbers,
+other spelling) and never chooses a number. Vendor packages are imported inside the functions.
 """
 
 from __future__ import annotations

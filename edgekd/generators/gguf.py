@@ -1,11 +1,11 @@
-"""GGUF for llama.cpp: Llama and Qwen models in one file with tokenizer and chat template, opened through llama-cpp-python.
+"""GGUF for llama.cpp: Llama and Qwen models in one file with tokenizer and chat template.
 
-llama.cpp's block formats hold 32 numbers beside a scale in fp16. int4 groups of 32 are Q4_0 blocks (integers stored with
-8 added); int8 rows are Q8_0 blocks that repeat the row's scale. The Program's scales are fp16 numbers, so both hold what
-the Program holds, and nothing is rounded. A tied head is no tensor: llama.cpp multiplies by the word table.
+llama.cpp's block formats hold 32 numbers beside a scale in fp16. int4 groups of 32 are Q4_0 blocks (integers stored
+with 8 added); int8 rows are Q8_0 blocks that repeat the row's scale. The Program's scales are fp16 numbers, so both
+hold what the Program holds, and nothing is rounded. A tied head is no tensor: llama.cpp multiplies by the word table.
 
-llama.cpp turns neighbouring channels of Llama's queries and keys together, transformers channels half a head apart: their
-rows change places, integers and scales alike. Reading back undoes it.
+llama.cpp turns neighbouring channels of Llama's queries and keys together, transformers channels half a head apart:
+their rows change places, integers and scales alike. Reading back undoes it. It is opened through llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -394,7 +394,7 @@ class Session:
             "system": lib.llama_print_system_info().decode(),
             "caveats": [
                 "cache of keys and values in fp16",
-                "activations in blocks of 32 int8 where weights are integers",
+                "activations of integer weights in blocks of 32 int8",
             ],
         }
 

@@ -1,7 +1,7 @@
-"""The export stage of students that write text: one generative Program through one generator, and its numbers read back.
+"""The export stage of students that write text: one generative Program through one generator, its numbers read back.
 
-Beside the artefact lie the golden texts and the tokenizer's files, byte for byte those of the Program. Every integer and
-every scale of the Program is looked for in the file by the generator's own reader, and compared bit for bit.
+Beside the artefact lie the golden texts and the tokenizer's files, byte for byte those of the Program. Every integer
+and every scale of the Program is looked for in the file by the generator's own reader, and compared bit for bit.
 """
 
 from __future__ import annotations

@@ -61,8 +61,7 @@ def test_file_holds_the_program(folder: Path, scheme: str, tmp_path: Path) -> No
 def test_a_changed_number_is_missed(tmp_path: Path) -> None:
     made, artifact = exported(student(tmp_path / "s"), "w4", tmp_path)
     wanted = _contract.read_numbers(made)
-    weight_q, scale = wanted["model.layers.1.mlp.up_proj"]
-    weight_q[3, 5] ^= 1
+    wanted["model.layers.1.mlp.up_proj"][0][3, 5] ^= 1
     wanted["model.embed_tokens"][1][0] *= 2
     missing = stage.compared(wanted, gguf.numbers(artifact))["missing"]
     assert missing == ["model.embed_tokens.scale", "model.layers.1.mlp.up_proj.weight"]
@@ -97,7 +96,7 @@ def test_unknown_tokenizers_and_models_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=why):
             gguf.check(model_of(name, 300, **sizes).config)
-    with pytest.raises(BadInput, match="96 inputs|80 inputs"):
+    with pytest.raises(BadInput, match="80 inputs"):
         exported(student(tmp_path / "s", intermediate_size=80), "w8", tmp_path / "o")
 
 
