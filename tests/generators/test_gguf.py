@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from _close import close
 from _language import HARD, TEMPLATE, model_of, program, student, tokenizer
 from safetensors.numpy import load_file
 
 from edgekd.artifact import read_json
 from edgekd.errors import BadInput
 from edgekd.generators import _contract, gguf, stage
-from edgekd.quantize import tokens
 
 reader = pytest.importorskip("gguf", reason="pip install 'edgekd[gguf]'")
 KINDS = {
@@ -110,25 +109,6 @@ def test_llama3_rotations_are_transformers_own() -> None:
 
 
 # llama.cpp itself.
-
-
-def close(session: gguf.Session, made: Path, bound: float) -> None:
-    """Logits within ``bound`` of their range, greedy tokens equal up to ties, in one piece and token by token."""
-    model, golden = tokens.load(made), read_json(made / "golden.json")
-    for prompt, written, margins in zip(golden["prompts"], golden["tokens"], golden["margins"], strict=True):
-        ids = [*prompt, *written]
-        with torch.no_grad():
-            wanted = model(input_ids=torch.tensor([ids])).logits[0].numpy()
-        span = float(np.ptp(wanted))
-        found = session.score(ids)
-        assert found.shape == wanted.shape and np.abs(found - wanted).max() <= bound * span
-        session.reset()
-        logits = session.feed(prompt)
-        for token, margin in zip(written, margins, strict=True):
-            if int(logits.argmax()) != token:
-                assert margin <= 2 * bound * span
-                break
-            logits = session.feed([token])
 
 
 @pytest.mark.parametrize(("scheme", "bound"), [("fp32", 0.002), ("w8", 0.04), ("w4", 0.04)])
