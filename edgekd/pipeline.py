@@ -167,8 +167,8 @@ def steps(recipe: Recipe) -> list[Step]:
     Raises BadInput for an unknown task, loss, target or scheme, and for a scheme that a target cannot carry.
     """
     _check(recipe)
-    data, kind = recipe.data, _kind(recipe)
-    speaks = kind == "generators"
+    data, group = recipe.data, _group(recipe)
+    speaks = group == "generators"
 
     def row_of(row: Stage) -> Stage:
         return GENERATIVE[row] if speaks else row
@@ -187,7 +187,7 @@ def steps(recipe: Recipe) -> list[Step]:
         table.append(Step("quantize", row_of(row), parents | distilled, {"scheme": scheme}))
     pairs = [(target, scheme) for target in recipe.export.targets for scheme in _schemes(recipe)]
     for target, scheme in pairs:
-        module = registry.load(kind, target)
+        module = registry.load(group, target)
         variant, parents = {"target": target, "scheme": scheme}, {"quantize": f"quantize-{scheme}"}
         row = row_of(EXPORT)
         if not speaks and module.fixed_length:
@@ -195,7 +195,7 @@ def steps(recipe: Recipe) -> list[Step]:
             row = BUCKETED
         table.append(Step("export", row, parents, variant, tuple(module.distributions)))
     for target, scheme in pairs:
-        tools = tuple(registry.load(kind, target).distributions)
+        tools = tuple(registry.load(group, target).distributions)
         variant = {"target": target, "scheme": scheme}
         parents = {
             "export": f"export-{target}-{scheme}",
@@ -207,7 +207,7 @@ def steps(recipe: Recipe) -> list[Step]:
     return table
 
 
-def _kind(recipe: Recipe) -> str:
+def _group(recipe: Recipe) -> str:
     """The group of the modules that export: what a language model becomes keeps a cache."""
     return "generators" if generates(registry.load("tasks", recipe.task)) else "targets"
 
@@ -235,7 +235,7 @@ def _check(recipe: Recipe) -> None:
             raise BadInput(f"{name} names one twice: {values}", where="recipe")
     if not recipe.export.targets:
         raise BadInput(
-            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names(_kind(recipe)))}."
+            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names(_group(recipe)))}."
         )
     buckets, longest = recipe.export.buckets, recipe.export.max_length or recipe.data.max_length
     if isinstance(buckets, list) and max(buckets) > longest:
@@ -248,7 +248,7 @@ def _check(recipe: Recipe) -> None:
         registry.load("transports", devices.load(name).transport)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
-            _check_pair(registry.load(_kind(recipe), target), target, schemes.get(scheme, recipe.quantize))
+            _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
@@ -437,7 +437,7 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
         )
         listen(Event("start", "bench"))
-        row = GENERATIVE[BENCH] if _kind(recipe) == "generators" else BENCH
+        row = GENERATIVE[BENCH] if _group(recipe) == "generators" else BENCH
         view: Any = recipes.View(recipe, row.reads)
         facts = isolate.function(row.run)(view, inputs, out)
         made = artifact.seal(

@@ -280,6 +280,10 @@ class Gate(Section):
     min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same answers as the Program.")
     min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same answers as the teacher.")
     min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
+    max_perplexity_rise: dict[str, float] = Field(
+        default_factory=lambda: {"fp32": 0.005, "w8": 0.005, "w8a8-dynamic": 0.01, "w4": 0.02},
+        description="By scheme: a language model's perplexity above the fp32 student's on the same rows, a share.",
+    )
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
     not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
     size_mb: float | None = Field(
