@@ -2,8 +2,8 @@
 
 ``edgekd/targets/onnx.py`` is the target ``onnx``; ``edgekd/tasks/text_classification.py`` is the task
 ``text-classification``. Third parties add names through the entry-point groups ``edgekd.tasks``,
-``edgekd.losses``, ``edgekd.targets``, ``edgekd.transports`` and ``edgekd.platforms``. A name is looked up before
-anything is imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
+``edgekd.losses``, ``edgekd.targets``, ``edgekd.generators``, ``edgekd.transports`` and ``edgekd.platforms``. A name is
+looked up before anything is imported, so an ImportError inside a plug-in is never mistaken for an unknown name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ GROUPS = {
     "tasks": "edgekd.tasks",
     "losses": "edgekd.losses",
     "targets": "edgekd.targets",
+    "generators": "edgekd.generators",
     "transports": "edgekd.bench.transports",
     "platforms": "edgekd.bundle",
 }
@@ -58,6 +59,15 @@ def load(group: str, name: str) -> Any:
         f"unknown {group.removesuffix('s')} '{name}'",
         todo=f"Known: {', '.join(known) or 'none'}.{closest(name, known)}",
     )
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a vendor package, or say in one line how to install it. A broken package tells its own error."""
+    import importlib.util
+
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise Environment(f"package '{module}' is not installed", todo=f"pip install 'edgekd[{extra}]'")
+    return importlib.import_module(module)
 
 
 def folder(name: str) -> Path:

@@ -13,6 +13,8 @@ from typing import Literal
 from edgekd.errors import BadInput, closest
 from edgekd.recipe import Quantize
 
+GENERATIVE = ("fp32", "w8", "w4", "w8a8-dynamic")  # of students that write text: what their runtimes can hold
+BLOCK = 32  # inputs that share a scale in all their block formats
 CONTRACTING = "contracting"  # in place of a name pattern: the second half of every feed-forward block
 
 
@@ -121,6 +123,25 @@ def get(name: str, settings: Quantize | None = None) -> Scheme:
     if upgrade:
         _known(upgrade, LAYERS, "layer")
     return replace(found, overrides=overrides, group=settings.group, upgrade=upgrade)
+
+
+def generative(name: str, settings: Quantize | None = None) -> Scheme:
+    """The scheme of this name for a student that writes text; raises BadInput for one that its runtimes do not hold."""
+    found = get(name, settings)
+    strange = sorted(found.kinds() - set(GENERATIVE))
+    if strange:
+        raise BadInput(
+            f"{strange[0]} is no scheme of a student that writes text",
+            where="quantize.schemes",
+            todo=f"Choose among {', '.join(GENERATIVE)}.",
+        )
+    if found.group != BLOCK:
+        raise BadInput(
+            f"quantize.group is {found.group}; runtimes of text generation share int4 scales among {BLOCK} inputs",
+            where="recipe",
+            todo=f"Set it to {BLOCK}.",
+        )
+    return found
 
 
 def _known(name: str, table: Mapping[str, object], what: str) -> str:

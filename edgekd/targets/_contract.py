@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekd.artifact import Facts, read_json
-from edgekd.errors import BadInput, Environment
+from edgekd.errors import BadInput
+from edgekd.registry import require as require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,13 +165,3 @@ def tokens(inputs: Mapping[str, np.ndarray]) -> int:
 def unpadded(logits: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Logits without the vectors of padded tokens: [1, L, C] -> [1, S, C]; [1, C] as it is."""
     return logits[:, : next(iter(inputs.values())).shape[1]] if logits.ndim == 3 else logits
-
-
-def require(module: str, extra: str) -> Any:
-    """Import a vendor package, or say in one line how to install it. A broken package tells its own error."""
-    import importlib
-    import importlib.util
-
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        raise Environment(f"package '{module}' is not installed", todo=f"pip install 'edgekd[{extra}]'")
-    return importlib.import_module(module)

@@ -1,0 +1,354 @@
+"""ONNX for onnxruntime-genai: the graph of its model builder, with the Program's numbers in place of its floats.
+
+The builder writes the float graph (fused attention with a cache, rotations, norms) and what its clients read beside it
+(genai_config.json, tokenizer, chat template). Here every matrix of the Program becomes a ``MatMulNBits``, whose blocks
+hold our integers and scales as they are, and the word table a ``GatherBlockQuantized``; a tied head and the table read
+one initializer. The builder joins query, key and value into one product: their rows are joined likewise.
+
+``MatMulNBits`` holds unsigned integers around 8 or 128, float32 scales by block. int8 rows repeat their scale in each
+block; blocks are as long as divides the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifact import Facts, read_json
+from edgekd.errors import BadInput, StepFailed
+from edgekd.generators import _contract
+from edgekd.generators._contract import BLOCK, MODEL, Numbers, check_type
+from edgekd.registry import require
+
+if TYPE_CHECKING:
+    import numpy as np
+
+suffix = ""
+extra = "genai"
+distributions = ("onnxruntime-genai", "onnx")
+accepts = frozenset({"fp32", "w8", "w4"})
+refuses: Mapping[str, str] = {
+    "w8a8-dynamic": "onnxruntime rounds activations by blocks here, not by token; w8 has the same weights",
+}
+runs = True
+
+FILE, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
+TYPES = ("llama", "qwen2", "qwen3")
+TABLE, HEAD, PACKED = "model.embed_tokens", "lm_head", "attn.qkv_proj"
+WORDS = "word_table"  # initializer that table and tied head share
+# Products of int8 activations (a scale for each block) and integers: what the runtime's own exports take. With float
+# activations (1) an 88M model decodes at a third of the speed.
+ACCURACY_LEVEL = 4
+LARGEST_BLOCK = 128  # of int8 rows
+CONTEXT = 4096  # tokens that a session's cache holds at most
+MICROSOFT = "com.microsoft"
+
+
+def check(config: Any) -> None:
+    """Llama, Qwen2 and Qwen3. Raises BadInput for others."""
+    check_type(config, TYPES, "ONNX")
+    kind = config.rope_parameters.get("rope_type", "default")
+    known = ("default", *(["llama3"] if config.model_type == "llama" else []))
+    if kind not in known:
+        raise BadInput(
+            f"ONNX is not written for rope type '{kind}' of {config.model_type} yet",
+            where="config.json",
+            todo=f"Known: {', '.join(known)}.",
+        )
+
+
+def export(program: Path, out: Path, *, max_length: int) -> Facts:
+    """Write ``model.onnx`` with its data, genai_config.json and the tokenizer. ``max_length`` changes nothing."""
+    require("onnxruntime_genai", extra)
+    import onnx
+
+    config, numbers = _contract.read_config(program), _contract.read_numbers(program)
+    check(config)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".float-") as folder:
+        _build(program / MODEL, Path(folder))
+        model = onnx.load(Path(folder) / FILE)
+        for file in Path(folder).iterdir():
+            if file.name not in (FILE, DATA):
+                file.replace(out / file.name)
+    _configure(out, program)
+    kinds = rewritten(model, numbers, config) if numbers else {}
+    (out / DATA).unlink(missing_ok=True)
+    onnx.save(model, out / FILE, save_as_external_data=True, location=DATA, size_threshold=1024)
+    return {"architecture": config.model_type, "kernels": kinds, "context": config.max_position_embeddings}
+
+
+def _build(source: Path, out: Path) -> None:
+    """Run the model builder, in a process of its own (it changes sys.path and prints)."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source.resolve()), "-o", str(out)]
+    done = subprocess.run(
+        [*command, "-p", "fp32", "-e", "cpu"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+    )
+    if done.returncode or not (out / FILE).is_file():
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise StepFailed(f"onnxruntime-genai's model builder failed: {lines[-1]}", where=str(source))
+
+
+def _configure(out: Path, program: Path) -> None:
+    """All tokens that end a text, as the Program names them; greedy unless its clients ask otherwise."""
+    config = read_json(out / CONFIG)
+    ends = _contract.end_tokens(program)
+    if ends:
+        config["model"]["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    (out / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+
+
+# The graph.
+
+
+def rewritten(model: Any, numbers: Numbers, config: Any) -> dict[str, int]:
+    """Replace the float matrices of the builder's graph by our numbers, in place; returns the new nodes' count by kind.
+
+    Raises StepFailed where a matrix of the Program found no place: the builder's graph is not the one known here.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    floats = {one.name: one for one in graph.initializer}
+    tied = HEAD not in numbers and config.tie_word_embeddings
+    nodes, kinds, placed = [], {}, set()
+    gone: set[str] = set()
+
+    def hold(name: str, array: np.ndarray) -> str:
+        if name not in floats:
+            floats[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            graph.initializer.append(floats[name])
+        return name
+
+    def product(node: Any, source: str, target: str, name: str, parts: Sequence[str]) -> Any:
+        weight_q, scale_OG = (np.concatenate(both) for both in zip(*(numbers[part] for part in parts), strict=True))
+        bits, block, blocks, scales = packed(weight_q, scale_OG)
+        base = WORDS if parts == [TABLE] else f"{name}.q{bits}"
+        kinds[f"MatMulNBits {bits}"] = kinds.get(f"MatMulNBits {bits}", 0) + 1
+        placed.update(parts)
+        return helper.make_node(
+            "MatMulNBits",
+            [source, hold(base, blocks), hold(f"{base}.scale", scales)],
+            [target],
+            name=f"{node.name}/{name}",
+            domain=MICROSOFT,
+            K=weight_q.shape[1],
+            N=len(weight_q),
+            bits=bits,
+            block_size=block,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+
+    for node in graph.node:
+        name = _matrix(node)
+        if node.op_type == "Transpose" and node.input[0].startswith(HEAD):
+            continue  # the tied table in floats
+        if node.op_type == "Gather" and node.name.endswith("embed_tokens/Gather") and TABLE in numbers:
+            gone.add(node.input[0])
+            bits, block, blocks, scales = packed(*numbers[TABLE])
+            words, scale = hold(WORDS, blocks), hold(f"{WORDS}.scale3", scales[..., None])
+            placed.add(TABLE)
+            kinds["GatherBlockQuantized"] = 1
+            lookup = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+            rows = f"{node.output[0]}/blocks"
+            inputs = [words, node.input[1], scale]
+            nodes += [
+                helper.make_node("GatherBlockQuantized", inputs, [rows], name=node.name, domain=MICROSOFT, **lookup),
+                helper.make_node("Reshape", [rows, hold("joined", np.array([0, 0, -1]))], [node.output[0]]),
+            ]
+            continue
+        parts = _parts(name, tied) if name else []
+        if not any(part in numbers for part in parts):
+            nodes.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        if all(part in numbers for part in parts) and len({numbers[part][1].shape[1] for part in parts}) == 1:
+            nodes.append(product(node, source, target, name, parts))
+            gone.add(node.input[1])
+            continue
+        outputs = []  # query, key and value of several kinds: a product each
+        whole, start = numpy_helper.to_array(floats[node.input[1]]), 0
+        for part, rows in zip(parts, _heads(config), strict=True):
+            outputs.append(f"{target}/{part}")
+            if part in numbers:
+                nodes.append(product(node, source, outputs[-1], part, [part]))
+            else:
+                weight = hold(f"{part}.MatMul.weight", whole[:, start : start + rows])
+                nodes.append(helper.make_node("MatMul", [source, weight], [outputs[-1]], name=f"{node.name}/{part}"))
+            start += rows
+        nodes.append(helper.make_node("Concat", outputs, [target], axis=-1, name=f"{node.name}/Concat"))
+        gone.add(node.input[1])
+    lost = numbers.keys() - placed
+    if lost:
+        raise StepFailed(f"the builder's graph has no '{sorted(lost)[0]}'", where="onnxruntime-genai")
+    used = {name for node in nodes for name in node.input}
+    kept = [one for one in graph.initializer if one.name not in gone or one.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return kinds
+
+
+def _matrix(node: Any) -> str:
+    """The builder's name of the matrix that a product multiplies by, "" for other nodes."""
+    found = node.input[1] if node.op_type == "MatMul" else ""
+    return found.removesuffix(".MatMul.weight") if found.endswith(".MatMul.weight") else ""
+
+
+def _parts(name: str, tied: bool) -> list[str]:
+    """The Program's matrices in one of the builder's."""
+    if name == HEAD:
+        return [TABLE if tied else HEAD]
+    ours = name.replace(".attn.", ".self_attn.")
+    if name.endswith(PACKED):
+        return [ours.replace("qkv_proj", f"{one}_proj") for one in "qkv"]
+    return [ours]
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Rows of query, key and value in their joined matrix."""
+    size = _contract.head_dim(config)
+    return (config.num_attention_heads * size, *[config.num_key_value_heads * size] * 2)  # type: ignore[return-value]
+
+
+def packed(weight_q: np.ndarray, scale_OG: np.ndarray) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """Bits, block, unsigned blocks uint8 [O, blocks, bytes] and scales float32 [O, blocks] as the operators take them.
+
+    Raises BadInput where no block fills a row.
+    """
+    import numpy as np
+
+    outputs, inputs = weight_q.shape
+    rows = scale_OG.shape[1] == 1
+    block = next((size for size in (LARGEST_BLOCK, 64, 32, 16) if inputs % size == 0), 0) if rows else BLOCK
+    if not block:
+        raise BadInput(
+            f"a matrix has {inputs} inputs; blocks of onnxruntime hold 16 or more",
+            where="distill.student",
+            todo="Make hidden_size and intermediate_size multiples of 16.",
+        )
+    blocks = weight_q.reshape(outputs, -1, block)
+    scales = np.ascontiguousarray(np.broadcast_to(scale_OG, blocks.shape[:2]))
+    if rows:
+        return 8, block, blocks.view(np.uint8) ^ 128, scales
+    nibbles = (blocks + 8).astype(np.uint8)
+    return 4, block, nibbles[..., ::2] | nibbles[..., 1::2] << 4, scales
+
+
+def unpacked(bits: int, blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers int8 [O, I] and scales float32 [O, G] of what ``packed`` made; G is 1 where a row has one scale."""
+    import numpy as np
+
+    if bits == 8:
+        weight_q = (blocks ^ 128).view(np.int8)
+        if (scales == scales[:, :1]).all():
+            scales = scales[:, :1]
+    else:
+        weight_q = (np.stack([blocks & 15, blocks >> 4], -1).reshape(*blocks.shape[:2], -1) - 8).view(np.int8)
+    return weight_q.reshape(len(blocks), -1), np.ascontiguousarray(scales)
+
+
+def numbers(artifact: Path) -> Numbers:
+    """Integers and scales of the file's products and of its word table."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(artifact / FILE)
+    held = {one.name: one for one in model.graph.initializer}
+    shape = read_json(artifact / CONFIG)["model"]["decoder"]
+    size = shape["head_size"]
+    shared = shape["num_key_value_heads"] * size
+    found: Numbers = {}
+    for node in model.graph.node:
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+            continue
+        table = node.op_type == "GatherBlockQuantized"
+        blocks = numpy_helper.to_array(held[node.input[0 if table else 1]])
+        scales = numpy_helper.to_array(held[node.input[2]]).reshape(blocks.shape[:2])
+        bits = next(helper.get_attribute_value(one) for one in node.attribute if one.name == "bits")
+        weight_q, scale_OG = unpacked(bits, blocks, scales)
+        if table:
+            found[TABLE] = weight_q, scale_OG
+        elif node.input[1] != WORDS:
+            parts = _parts(node.input[1].removesuffix(f".q{bits}"), tied=False)
+            cuts = [shape["num_attention_heads"] * size, shape["num_attention_heads"] * size + shared]
+            for part, rows in zip(parts, _split(len(weight_q), cuts if len(parts) == 3 else []), strict=True):
+                found[part] = weight_q[rows], scale_OG[rows]
+    return found
+
+
+def _split(rows: int, cuts: Sequence[int]) -> Iterator[slice]:
+    for start, stop in zip([0, *cuts], [*cuts, rows], strict=True):
+        yield slice(start, stop)
+
+
+# The runtime.
+
+
+class Session:
+    """onnxruntime-genai's own generator, fed token by token or in one piece."""
+
+    def __init__(self, artifact: Path, threads: int) -> None:
+        self._og = og = require("onnxruntime_genai", extra)
+        config = og.Config(str(artifact))
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        self._model = og.Model(config)
+        self._size = min(CONTEXT, read_json(artifact / CONFIG)["model"]["context_length"])
+        self._fed = 0
+        self._generator: Any = None
+        self.observed: Facts = {
+            "runtime": "onnxruntime-genai",
+            "version": og.__version__,
+            "threads": threads,
+            "caveats": ["activations of integer weights in int8 by blocks"],
+        }
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._generator, self._fed = None, 0
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after the last of these tokens, float32 [V]."""
+        self._append(ids)
+        return self._generator.get_logits()[0, -1].copy()  # type: ignore[no-any-return]
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each of these tokens, float32 [S, V]."""
+        self.reset()
+        self._append(ids)
+        return self._generator.get_output("logits")[0].copy()  # type: ignore[no-any-return]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text by the runtime's own tokenizer."""
+        return [int(one) for one in self._og.Tokenizer(self._model).encode(text)]
+
+    def close(self) -> None:
+        """Free model and cache."""
+        self._generator = self._model = None
+
+    def _append(self, ids: Sequence[int]) -> None:
+        import numpy as np
+
+        if self._fed + len(ids) > self._size:
+            raise BadInput(f"{self._fed + len(ids)} tokens; the session's cache holds {self._size}")
+        if self._generator is None:
+            options = self._og.GeneratorParams(self._model)
+            options.set_search_options(max_length=self._size, do_sample=False)
+            self._generator = self._og.Generator(self._model, options)
+        self._generator.append_tokens(np.asarray(ids, np.int32))
+        self._fed += len(ids)
+
+
+def open_session(artifact: Path, *, threads: int = 1) -> Session:
+    """Open the folder that ``export`` wrote."""
+    return Session(artifact, threads)

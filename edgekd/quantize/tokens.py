@@ -1,0 +1,315 @@
+"""The quantize stage of students that write text: transformers folder -> generative Program.
+
+The Program is a transformers folder whose float32 weights are the shipped ones, integer * scale, beside the integers
+and scales themselves: whatever runs it with plain float arithmetic runs what the artefacts hold. Its scales have eight
+significant bits and lie in fp16's normal range, so bfloat16, float16 and float32 hold them exactly, and with them the
+block format of every runtime. A scale moves by at most 2**-8 of itself for that: half a step at the end of int8.
+
+Word table and head are int8 by row in every quantized scheme: int4 rows would cost accuracy where they save least, and
+a tied head must have the table's numbers. ``prepare`` and ``convert`` are apart, so that training may come between.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from edgekd import registry
+from edgekd.artifact import Facts, Inputs, write_json
+from edgekd.data.stage import read_split
+from edgekd.distill import student as students
+from edgekd.errors import BadInput
+from edgekd.outputs import save_outputs
+from edgekd.quantize import reference, weights
+from edgekd.quantize import scheme as schemes
+from edgekd.quantize.scheme import LAYERS, Scheme
+from edgekd.recipe import Recipe
+from edgekd.teach.transformers import arrays, at_once, predict
+
+MODEL, NUMBERS, GOLDEN, REFERENCE = "model", "numbers.safetensors", "golden.json", "reference.safetensors"
+NUMBERS_SCHEMA, GOLDEN_SCHEMA = "edgekd/numbers/1", "edgekd/golden-tokens/1"
+LEAST_SCALE, LARGEST_SCALE = 2.0**-14, 65280.0  # fp16's smallest normal number, and its largest of eight bits
+PROMPTS, SHORTEST, LONGEST, WRITTEN, WITH_LOGITS = 20, 8, 16, 32, 3
+
+Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> integers int8 [O, I], scales float32 [O, G]
+
+
+def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
+    """Write the generative Program (see docs/architecture.md) to ``out``. Variant: scheme."""
+    task: Any = registry.load("tasks", recipe.task)
+    data, distilled = inputs["data"], inputs["distill"]
+    folder, limit = distilled.path / MODEL, recipe.data.max_length
+    student = load_student(folder)
+    processor = task.processor(folder)
+    name = inputs.variant["scheme"]
+    scheme = schemes.generative(name, None if name == "fp32" else recipe.quantize)
+    rows_of_test = read_split(data.path, "test")
+    test = task.encode(processor, rows_of_test, limit)
+    facts: Facts = {"method": "none", "chosen_step": 0, "trace": []}
+    rows: Sequence[Any] = []
+    if scheme.name != "fp32":
+        train = task.encode(processor, read_split(data.path, "train"), limit)
+        count = min(recipe.quantize.calibration_samples, len(train))
+        rows = random.Random(recipe.seed).sample(train, count)
+        facts["method"] = "ptq"
+        facts["calibration"] = {"samples": count, "seed": recipe.seed, "weights": recipe.quantize.weights}
+    how = "absmax" if name == "fp32" else recipe.quantize.weights
+    model, numbers, layers = quantized(student, scheme, how, rows, task)
+    save(model, numbers, layers, scheme.name, folder, out)
+    reference_answers = golden(model, prompts(test))
+    write_json(out / GOLDEN, reference_answers)
+    answers = arrays(predict(model, task, test, 0, size=at_once(model, limit)))
+    save_outputs(out / REFERENCE, answers)
+    reached = [value for one in reference_answers["logits"] for value in one]
+    return {
+        "scheme": scheme.name,
+        **facts,
+        "layers": layers,
+        "metrics": {"test": task.metrics(answers, rows_of_test)},
+        "max_length": limit,
+        "vocabulary": tokens_of(folder),
+        "logit_range": max(reached) - min(reached),
+    }
+
+
+def load_student(folder: Path) -> nn.Module:
+    """The float32 causal language model in ``folder``, in eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = students.load(folder, AutoModelForCausalLM)
+    return model.eval().requires_grad_(False)
+
+
+def tokens_of(folder: Path) -> int:
+    """Rows of the tokenizer (a model's table may have more)."""
+    from tokenizers import Tokenizer
+
+    return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
+
+
+# The numbers.
+
+
+def grid_scale(scale: torch.Tensor) -> torch.Tensor:
+    """``scale`` (positive, float32) on the grid of this module: eight significant bits, a normal number in fp16."""
+    mantissa, exponent = torch.frexp(scale.float())
+    return torch.ldexp((mantissa * 2**8).round(), exponent - 8).clamp(LEAST_SCALE, LARGEST_SCALE)
+
+
+def row_numbers(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 integers as float32 [O, I], and the scales of their rows [O, 1]."""
+    scale_O = grid_scale(reference.weight_scale(weight_OI))
+    return reference.quantize_weight(weight_OI, scale_O), scale_O[:, None]
+
+
+def dequantized(weight_q: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
+    """The shipped weights, float32 [O, I]: integers times the scales of their groups; exact, there are 15 bits."""
+    return weight_q.float() * scale_OG.repeat_interleave(weight_q.shape[1] // scale_OG.shape[1], 1)
+
+
+class TokenLinear(reference.QATLinear):
+    """A linear layer in training, with the numbers it will ship. Scales of int4 groups stay, int8 ones follow."""
+
+    def numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Integers as float32 [O, I], scales [O, G]."""
+        if self.kind.group:
+            return reference.quantize_groups(self.weight, self.w_scale), self.w_scale
+        return row_numbers(self.weight)
+
+    def _dequantized(self) -> torch.Tensor:
+        return dequantized(*self.numbers())
+
+
+class TokenTable(nn.Embedding):
+    """A word table in training, int8 by row."""
+
+    def numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Integers as float32 [V, H], scales [V, 1]."""
+        return row_numbers(self.weight)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(ids)  # only the rows in use are rounded: the same, cheaper
+        shipped = dequantized(*row_numbers(rows.detach().flatten(0, -2)))
+        found: torch.Tensor = reference.StraightThrough.apply(rows, shipped.reshape_as(rows))
+        return found
+
+
+class DynamicLinear(nn.Linear):
+    """A shipped linear layer whose inputs are int8 with a scale for each token, chosen as it runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps, zero = reference.token_numbers(x)
+        return F.linear((reference.quantize_tokens(x, steps, zero) - zero) * (1 / steps), self.weight, self.bias)
+
+
+def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
+    """Swap linear layers and the word table for their classes in training, in place; the head is never under 8 bits."""
+    if scheme.name == "fp32":
+        return model
+    table, head = ends(model)
+    width = getattr(model.config, "hidden_size", None)
+    for name, module in model.named_modules():
+        if module is table:
+            module.__class__ = TokenTable
+        elif type(module) is nn.Linear:
+            kind = scheme.layer(name, module.in_features, module.out_features, width)
+            tied = module is head and module.weight is table.weight
+            if module is head and (kind.weight_bits < 8 or (tied and kind.weight_bits > 8)):
+                kind = LAYERS["w8"]
+            if kind.weight_bits == 32:
+                continue
+            module.__class__ = TokenLinear
+            module.kind = kind
+            if kind.group:
+                scale = reference.group_scale(module.weight, kind.group)
+                module.register_buffer("w_scale", grid_scale(scale), persistent=False)
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def ends(model: nn.Module) -> tuple[nn.Embedding, nn.Module | None]:
+    """The word table and the head of a language model; raises BadInput where the table is no plain one."""
+    table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise BadInput(
+            f"the word table is a {type(table).__name__}, which cannot be quantized for generation",
+            where="distill.student",
+            todo="Leave embedding_size out.",
+        )
+    return table, model.get_output_embeddings()
+
+
+def choose(model: nn.Module, student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Any], task: Any) -> None:
+    """Choose the int4 weights of ``model`` (prepared) by ``quantize.weights``, and put their scales on the grid."""
+    weights.choose(model, student, scheme, how, rows, task, 0)
+    for _, layer in reference.layers(model):
+        if layer.kind.group:
+            layer.w_scale.copy_(grid_scale(layer.w_scale))
+
+
+def convert(model: nn.Module) -> tuple[nn.Module, Numbers, list[Facts]]:
+    """The prepared model with its shipped weights in plain layers (in place), its numbers, and what the manifest says.
+
+    A tied head has the table's numbers; they are not repeated.
+    """
+    table, head = ends(model)
+    words = next(name for name, module in model.named_modules() if module is table)
+    numbers: Numbers = {}
+    layers: list[Facts] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, TokenLinear | TokenTable):
+            continue
+        kind = module.kind if isinstance(module, TokenLinear) else LAYERS["w8"]
+        facts: Facts = {"name": name, "kind": kind.name, "bits": kind.weight_bits, "group": kind.group}
+        if module is head and module.weight is table.weight:
+            layers.append(facts | {"tied": words})
+        else:
+            weight_q, scale_OG = module.numbers()
+            numbers[name] = weight_q.to(torch.int8), scale_OG.clone()
+            module.weight.data = dequantized(weight_q, scale_OG)
+            layers.append(facts)
+        if isinstance(module, TokenLinear):
+            if kind.group:
+                del module.w_scale
+            module.__class__ = DynamicLinear if kind.activations == "dynamic" else nn.Linear
+        else:
+            module.__class__ = nn.Embedding
+    return model.eval().requires_grad_(False), numbers, layers
+
+
+def quantized(
+    student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Any], task: Any
+) -> tuple[nn.Module, Numbers, list[Facts]]:
+    """A copy of ``student`` with the weights that ``scheme`` ships, its numbers, and its layers for the manifest."""
+    model = prepare(copy.deepcopy(student), scheme)
+    choose(model, student, scheme, how, rows, task)
+    return convert(model)
+
+
+# The Program.
+
+
+def save(model: nn.Module, numbers: Numbers, layers: list[Facts], scheme: str, source: Path, out: Path) -> None:
+    """Write ``model/`` (with the tokenizer's files of the folder ``source``) and ``numbers.safetensors``."""
+    model.save_pretrained(out / MODEL, max_shard_size="1TB")  # one file: every reader knows that
+    for file in sorted(source.iterdir()):
+        if file.suffix not in (".safetensors", ".bin") and not (out / MODEL / file.name).exists():
+            shutil.copy2(file, out / MODEL / file.name)
+    tensors = {}
+    for name, (weight_q, scale_OG) in numbers.items():
+        tensors |= {f"{name}.weight": weight_q.contiguous(), f"{name}.scale": scale_OG.contiguous()}
+    told = {"schema": NUMBERS_SCHEMA, "scheme": scheme, "layers": json.dumps(layers)}
+    save_file(tensors, out / NUMBERS, metadata=told)
+
+
+def load(program: Path) -> nn.Module:
+    """The Program as a transformers model in float32 that computes what its scheme says (int8 tokens included)."""
+    model = load_student(program / MODEL)
+    with safe_open(program / NUMBERS, "pt") as file:
+        layers = json.loads(file.metadata()["layers"])
+    for layer in layers:
+        if LAYERS[layer["kind"]].activations == "dynamic":
+            model.get_submodule(layer["name"]).__class__ = DynamicLinear
+    return model
+
+
+def prompts(encoded: Sequence[Mapping[str, Any]], count: int = PROMPTS) -> list[list[int]]:
+    """Up to ``count`` prompts of 8 to 16 tokens: the beginnings of rows, then what follows in them.
+
+    Raises BadInput where no row has 8 tokens.
+    """
+    rows = [list(row["input_ids"]) for row in encoded]
+    longest = max(map(len, rows), default=0)
+    found: list[list[int]] = []
+    for start in range(0, longest, LONGEST):
+        for ids in rows:
+            size = min(SHORTEST + len(found) % (LONGEST - SHORTEST + 1), len(ids) - start)
+            if size >= SHORTEST and len(found) < count:
+                found.append(ids[start : start + size])
+    if not found:
+        raise BadInput(f"no text of the test split has {SHORTEST} tokens", where="data.test", todo="Give longer texts.")
+    return found
+
+
+def golden(model: nn.Module, asked: Sequence[Sequence[int]], written: int = WRITTEN) -> Facts:
+    """What the model writes greedily after each prompt (an end token does not end it), with the margins to the second.
+
+    ``logits`` are those after the prompt, of the first few.
+    """
+    tokens, margins, logits = [], [], []
+    for prompt in asked:
+        line, gaps = [], []
+        for logits_V in greedy(model, prompt, written):
+            first, second = logits_V.topk(2).values.tolist()
+            line.append(int(logits_V.argmax()))
+            gaps.append(first - second)
+            if len(line) == 1 and len(logits) < WITH_LOGITS:
+                logits.append(logits_V.tolist())
+        tokens.append(line)
+        margins.append(gaps)
+    asked = [list(prompt) for prompt in asked]
+    return {"schema": GOLDEN_SCHEMA, "prompts": asked, "tokens": tokens, "margins": margins, "logits": logits}
+
+
+@torch.no_grad()
+def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> Iterator[torch.Tensor]:
+    """Logits [V] of each of ``count`` tokens, every one the largest's, with the model's own cache."""
+    ids, cache = torch.tensor([list(prompt)]), None
+    for _ in range(count):
+        answer = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = answer.past_key_values
+        logits_V = answer.logits[0, -1].float()
+        yield logits_V
+        ids = logits_V.argmax().reshape(1, 1)

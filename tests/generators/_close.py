@@ -1,0 +1,32 @@
+"""How far a session's answers are from transformers' on the Program's own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd.artifact import read_json
+from edgekd.quantize import tokens
+
+
+def close(session: Any, made: Path, bound: float) -> None:
+    """Logits within ``bound`` of their range in one piece, greedy tokens equal up to ties of twice that, one by one."""
+    model, golden = tokens.load(made), read_json(made / "golden.json")
+    for prompt, written, margins in zip(golden["prompts"], golden["tokens"], golden["margins"], strict=True):
+        ids = [*prompt, *written]
+        with torch.no_grad():
+            wanted = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+        span = float(np.ptp(wanted))
+        found = session.score(ids)
+        assert found.shape == wanted.shape and found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= bound * span
+        session.reset()
+        logits = session.feed(prompt)
+        for token, margin in zip(written, margins, strict=True):
+            if int(logits.argmax()) != token:
+                assert margin <= 2 * bound * span
+                break
+            logits = session.feed([token])
