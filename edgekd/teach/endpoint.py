@@ -166,11 +166,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     data = inputs["data"].path
     asked = [one for split in ("train", *TRANSFER) for one in _asked(settings, split, read_split(data, split))]
     requests = {one.request.key: one.request for one in asked}
-    shared = Path(settings.cache) if settings.cache else None
+    folder = Path(settings.cache) if settings.cache else out / FOLDER
     began = time.monotonic()
     with ExitStack() as stack:
-        store = stack.enter_context(Answers(shared or out / FOLDER, write=not settings.offline))
-        known = [store, *(stack.enter_context(Answers(folder)) for folder in _others(inputs, out))]
+        store = stack.enter_context(Answers(folder, write=not settings.offline))
+        known = [store, *(stack.enter_context(Answers(other)) for other in _paid(inputs, out) if other != folder)]
 
         def find(key: str) -> Record | None:
             """An answer; offline, what failed will do."""
@@ -216,10 +216,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
-def _others(inputs: Inputs, out: Path) -> list[Path]:
-    """Folders of answers that were paid for under other keys: of finished steps, and of interrupted ones."""
-    interrupted = (one for one in out.parent.glob(f"*.partial/{FOLDER}") if one.parent != out)
-    return [*(one.path / FOLDER for one in inputs.earlier), *sorted(interrupted)]
+def _paid(inputs: Inputs, out: Path) -> list[Path]:
+    """Folders of answers: this step's, those of finished ones under other keys, and of interrupted ones."""
+    return [out / FOLDER, *(one.path / FOLDER for one in inputs.earlier), *out.parent.glob(f"*.partial/{FOLDER}")]
 
 
 def _telling(inputs: Inputs, done: int, total: int) -> Callable[[int], None]:

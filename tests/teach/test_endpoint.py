@@ -251,6 +251,8 @@ def test_earlier_and_interrupted_steps_and_shared_folders_are_looked_into(stub: 
     assert teach(tmp_path / "x" / "a", stub.url, 2, **shared)["requests"] == 2
     assert teach(tmp_path / "y" / "a", "http://127.0.0.1:9/v1", 2, **shared)["requests"] == 0  # the address is no part
     assert not (tmp_path / "y" / "a" / "cache").exists()
+    assert teach(tmp_path / "z" / "a", stub.url, [{"prompt": "before a folder was named"}])["requests"] == 1
+    assert teach(tmp_path / "z" / "a", stub.url, [{"prompt": "before a folder was named"}], **shared)["requests"] == 0
 
 
 @pytest.mark.parametrize(
