@@ -218,7 +218,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
 def _paid(inputs: Inputs, out: Path) -> list[Path]:
     """Folders of answers: this step's, those of finished ones under other keys, and of interrupted ones."""
-    return [out / FOLDER, *(one.path / FOLDER for one in inputs.earlier), *out.parent.glob(f"*.partial/{FOLDER}")]
+    known = [out / FOLDER, *(one.path / FOLDER for one in inputs.earlier), *out.parent.glob(f"*.partial/{FOLDER}")]
+    return list(dict.fromkeys(known))
 
 
 def _telling(inputs: Inputs, done: int, total: int) -> Callable[[int], None]:
