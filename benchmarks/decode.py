@@ -42,7 +42,8 @@ def student(folder: Path, layers: int, width: int, vocabulary: int) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={one: i for i, one in enumerate(alphabet)}, merges=[]))
+    vocab = {one: i for i, one in enumerate([*alphabet, "ab"])}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     folder.mkdir()

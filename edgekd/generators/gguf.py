@@ -63,6 +63,7 @@ PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (QWEN2, "bytes"): ("qwen2", None),
     (LLAMA3, "bytes"): ("dbrx", "llama-bpe"),
 }
+LOG_ERROR = 4  # of ggml's levels
 CONTEXT, BATCH = 4096, 512  # tokens that a session's cache holds at most, and that it computes at once
 
 
@@ -318,6 +319,8 @@ def _tokenizer(writer: Any, gguf: Any, program: Path, config: Any) -> Facts:
         words[token["id"]] = token["content"]
         kinds[token["id"]] = types.CONTROL if token["special"] else types.USER_DEFINED
     merges = [one if isinstance(one, str) else " ".join(one) for one in held["model"]["merges"]]
+    if not merges:
+        raise BadInput("llama.cpp reads no tokenizer without merges", where="tokenizer.json")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(called)
     writer.add_token_list(words)
@@ -380,13 +383,21 @@ class Session:
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._lib = lib = require("llama_cpp", extra)
-        self._quiet = lib.llama_log_callback(lambda level, text, user: None)  # kept: C holds no reference
-        lib.llama_log_set(self._quiet, None)
+        errors: list[str] = []
+
+        @lib.llama_log_callback
+        def note(level: int, text: bytes, user: Any) -> None:
+            if level == LOG_ERROR:
+                errors.append(text.decode(errors="replace").strip())
+
+        self._note = note  # C holds no reference
+        lib.llama_log_set(note, None)
         options = lib.llama_model_default_params()
         options.n_gpu_layers = 0
         self._model = lib.llama_model_load_from_file(str(artifact / FILE).encode(), options)
         if not self._model:
-            raise StepFailed("llama.cpp does not load it", where=str(artifact / FILE))
+            why = errors[0] if errors else "no message"
+            raise StepFailed(f"llama.cpp does not load it: {why}", where=str(artifact / FILE))
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         self.width = lib.llama_vocab_n_tokens(self._vocabulary)
         settings = lib.llama_context_default_params()
