@@ -28,6 +28,7 @@ from edgekd.bundle._contract import App
 from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed, closest
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
+from edgekd.tasks._contract import generates
 from edgekd.verify import gate
 
 ORDER = ("data", "teach", "distill", "quantize", "export", "verify", "bench", "report")
@@ -58,14 +59,14 @@ TEACH = Stage(
 DISTILL = Stage(
     "edgekd.distill.stage:run",
     2,
-    ("task", "seed", "data.max_length", "teacher", "teach.online", *TRAINED),
+    ("task", "seed", "data.max_length", "teacher", "teach.online", "teach.tokens", *TRAINED),
     (*TRAINING, "accelerate"),
     shared=True,
 )
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    5,
+    6,
     (
         "task",
         "seed",
@@ -87,6 +88,16 @@ VERIFY = Stage(
     isolated=True,
 )
 BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", "teacher"))
+# What a language model goes through instead, by the row that it replaces.
+GENERATIVE = {
+    FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
+    QUANTIZE: replace(
+        QUANTIZE, run="edgekd.quantize.tokens:run", version=1, reads=(*QUANTIZE.reads, "teach.tokens", "distill.alpha")
+    ),
+    EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
+    VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=1, reads=("task", "data.max_length", "verify")),
+    BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,12 @@ def steps(recipe: Recipe) -> list[Step]:
     Raises BadInput for an unknown task, loss, target or scheme, and for a scheme that a target cannot carry.
     """
     _check(recipe)
-    data = recipe.data
+    data, group = recipe.data, _group(recipe)
+    speaks = group == "generators"
+
+    def row_of(row: Stage) -> Stage:
+        return GENERATIVE[row] if speaks else row
+
     sources = {"teacher": recipe.teacher.model, "tokenizer": recipe.teacher.tokenizer}
     sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
     base = {"data": "data", "teach": "teach"}
@@ -168,17 +184,18 @@ def steps(recipe: Recipe) -> list[Step]:
     distilled = {"distill": "distill-student"}
     for scheme in _schemes(recipe):
         row, parents = (FLOAT, {"data": "data"}) if scheme == "fp32" else (QUANTIZE, base)
-        table.append(Step("quantize", row, parents | distilled, {"scheme": scheme}))
+        table.append(Step("quantize", row_of(row), parents | distilled, {"scheme": scheme}))
     pairs = [(target, scheme) for target in recipe.export.targets for scheme in _schemes(recipe)]
     for target, scheme in pairs:
-        module = registry.load("targets", target)
+        module = registry.load(group, target)
         variant, parents = {"target": target, "scheme": scheme}, {"quantize": f"quantize-{scheme}"}
-        if module.fixed_length:
+        row = row_of(EXPORT)
+        if not speaks and module.fixed_length:
             parents["data"] = "data"  # whose texts tell which lengths
-        row = BUCKETED if module.fixed_length else EXPORT
+            row = BUCKETED
         table.append(Step("export", row, parents, variant, tuple(module.distributions)))
     for target, scheme in pairs:
-        tools = tuple(registry.load("targets", target).distributions)
+        tools = tuple(registry.load(group, target).distributions)
         variant = {"target": target, "scheme": scheme}
         parents = {
             "export": f"export-{target}-{scheme}",
@@ -186,8 +203,13 @@ def steps(recipe: Recipe) -> list[Step]:
             **base,
             **distilled,
         }
-        table.append(Step("verify", VERIFY, parents, variant, tools))
+        table.append(Step("verify", row_of(VERIFY), parents, variant, tools))
     return table
+
+
+def _group(recipe: Recipe) -> str:
+    """The group of the modules that export: what a language model becomes keeps a cache."""
+    return "generators" if generates(registry.load("tasks", recipe.task)) else "targets"
 
 
 def _schemes(recipe: Recipe) -> list[str]:
@@ -213,7 +235,7 @@ def _check(recipe: Recipe) -> None:
             raise BadInput(f"{name} names one twice: {values}", where="recipe")
     if not recipe.export.targets:
         raise BadInput(
-            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names('targets'))}."
+            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names(_group(recipe)))}."
         )
     buckets, longest = recipe.export.buckets, recipe.export.max_length or recipe.data.max_length
     if isinstance(buckets, list) and max(buckets) > longest:
@@ -226,7 +248,7 @@ def _check(recipe: Recipe) -> None:
         registry.load("transports", devices.load(name).transport)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
-            _check_pair(registry.load("targets", target), target, schemes.get(scheme, recipe.quantize))
+            _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
@@ -415,8 +437,9 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
         )
         listen(Event("start", "bench"))
-        view: Any = recipes.View(recipe, BENCH.reads)
-        facts = isolate.function(BENCH.run)(view, inputs, out)
+        row = GENERATIVE[BENCH] if _group(recipe) == "generators" else BENCH
+        view: Any = recipes.View(recipe, row.reads)
+        facts = isolate.function(row.run)(view, inputs, out)
         made = artifact.seal(
             path,
             stage="bench",

@@ -90,6 +90,11 @@ class Teach(Section):
     shard_samples: int = Field(2048, ge=1, description="Examples per file of the cache; a kill loses at most one.")
     max_cache_gb: float = Field(10.0, gt=0, description="A cache that would be larger is refused (10^9 bytes).")
     online: bool = Field(False, description="Keep the teacher in memory and ask it in every step, instead of a cache.")
+    tokens: str = Field(
+        "top:64",
+        pattern=r"^(top|sampled):[1-9][0-9]{0,3}$",
+        description="What is kept of a language model's distributions: the likeliest tokens, or draws (at most 63).",
+    )
     members: list[Member] = Field(default_factory=list, description="Further teachers.")
     combine: Literal["weighted", "confidence"] = Field(
         "weighted", description="How several teachers become one: by weight, or by weight times confidence per row."
@@ -175,6 +180,7 @@ class Distill(Section):
     seed: int | None = Field(None, ge=0, description="Seed of the training alone; default: the recipe's seed.")
     baseline: bool = Field(True, description="Also train the same student without the teacher, equal budget.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
+    packing: bool = Field(False, description="Put short texts of a language model into one row, kept apart.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
 
 
@@ -274,6 +280,10 @@ class Gate(Section):
     min_program_agreement: float | None = Field(0.99, ge=0, le=1, description="Same answers as the Program.")
     min_teacher_agreement: float | None = Field(None, ge=0, le=1, description="Same answers as the teacher.")
     min_teacher_ratio: float | None = Field(0.96, ge=0, description="Metric as a share of the teacher's.")
+    max_perplexity_rise: dict[str, float] = Field(
+        default_factory=lambda: {"fp32": 0.005, "w8": 0.005, "w8a8-dynamic": 0.01, "w4": 0.02},
+        description="By scheme: a language model's perplexity above the fp32 student's on the same rows, a share.",
+    )
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
     not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")
     size_mb: float | None = Field(

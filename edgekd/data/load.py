@@ -45,7 +45,7 @@ def read_table(
             todo=f"This task reads {', '.join([*columns, *optional])}.",
         )
     if path.suffix.lower() == ".txt" and len(columns) == 1:
-        return [{columns[0]: line} for line in _text(path).split("\n") if line.strip()]
+        return [{columns[0]: line} for line in read_text(path).split("\n") if line.strip()]
     arrays, _, split = source.rpartition(":")
     if arrays.lower().endswith(ARRAYS) or path.suffix.lower() == ARRAYS:
         rows, files = _read_arrays(Path(arrays or source), split if arrays else ""), ()
@@ -149,7 +149,8 @@ def _read_arrays(path: Path, split: str) -> list[Row]:
     return [{**row, "label": label} for row, label in zip(rows, labels.tolist(), strict=True)]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file, as it is; raises BadInput."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -164,7 +165,7 @@ def _read_file(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _read_parquet(path)
-    text = _text(path)
+    text = read_text(path)
     if not text.strip():
         raise BadInput("is empty", where=str(path))
     if suffix in (".csv", ".tsv"):

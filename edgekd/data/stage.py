@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgekd.artifact import Facts, Inputs, write_atomic, write_json
 from edgekd.data import augment, load, split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
+from edgekd.tasks._contract import generates
 
 SPLITS = ("train", "validation", "test")
 TRANSFER = ("unlabelled", "augmented")  # rows that only the teacher labels
@@ -52,6 +54,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         **(_lengths(task, processor, splits, recipe.data.max_length, warnings) if text else NO_LENGTHS),
         "duplicates_train_test": _duplicates(task, splits, warnings),
         "pad_token_id": pad_token_id,
+        **({"vocabulary": min(len(processor), config.vocab_size)} if generates(task) else {}),
         "warnings": warnings,
     }
 
@@ -154,14 +157,7 @@ def _labels(recipe: Recipe, task: Any, config: Any, warnings: list[str]) -> list
 
 
 def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list[dict[str, Any]]:
-    rows = load.read_table(
-        source,
-        task.COLUMNS,
-        recipe.data.columns,
-        optional=task.OPTIONAL_COLUMNS,
-        lists=task.LIST_COLUMNS,
-        files=task.FILE_COLUMNS,
-    )
+    rows = _rows(recipe, task, source, task.COLUMNS, task.OPTIONAL_COLUMNS)
     if recipe.data.limit:
         rows = rows[: recipe.data.limit]
     examples = []
@@ -175,6 +171,16 @@ def _examples(recipe: Recipe, task: Any, source: str, labels: list[str]) -> list
             raise BadInput(error.what, where=f"{source} row {number}", todo=todo) from None
         examples.append(dict(example))
     return examples
+
+
+def _rows(
+    recipe: Recipe, task: Any, source: str, columns: Sequence[str], optional: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The table's rows; a text file is one a line, but one long text to a language model."""
+    if source.lower().endswith(".txt") and hasattr(task, "blocks"):
+        return list(task.blocks(load.read_text(Path(source))))
+    renamed, lists = recipe.data.columns, [name for name in task.LIST_COLUMNS if name in (*columns, *optional)]
+    return load.read_table(source, columns, renamed, optional=optional, lists=lists, files=task.FILE_COLUMNS)
 
 
 def _splits(recipe: Recipe, task: Any, labels: list[str], warnings: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -211,7 +217,8 @@ def _classes(example: dict[str, Any]) -> list[int]:
 def _unlabelled(recipe: Recipe, task: Any, held: set[str]) -> list[dict[str, Any]]:
     if not recipe.data.unlabelled:
         return []
-    rows = load.read_table(recipe.data.unlabelled, task.TEXT_COLUMNS, recipe.data.columns, files=task.FILE_COLUMNS)
+    optional = () if task.TEXT_COLUMNS else task.OPTIONAL_COLUMNS
+    rows = _rows(recipe, task, recipe.data.unlabelled, task.TEXT_COLUMNS, optional)
     texts: dict[str, dict[str, Any]] = {}
     for row in rows:
         example = dict(task.example(row, []))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from edgekd.artifact import Artifact, read_json
-from edgekd.teach import cache
+from edgekd.teach import cache, sparse
 from edgekd.teach.knowledge import capture
 from edgekd.teach.transformers import Encoded, gather, pad
 
@@ -43,6 +43,9 @@ class Cached:
                 found[name] = kept[list(rows)].float()
             else:
                 one = [kept[row] for row in rows]
+                if sparse.is_kind(name):
+                    found[name] = one
+                    continue
                 found[name] = [each.float() for each in one] if name == "logits" else _padded(name, one).float()
         return found
 

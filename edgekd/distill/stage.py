@@ -19,10 +19,12 @@ import torch
 from edgekd import processes, registry
 from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import pruning, sources, student, trainer, vocabulary
+from edgekd.distill import pruning, sources, student, tokens, trainer, vocabulary
+from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
+from edgekd.tasks._contract import generates
 from edgekd.teach import knowledge, transformers
 from edgekd.teach.cache import read_logits
 
@@ -44,23 +46,29 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
     teacher_outputs = {name: read_logits(teach, name) for name in ("validation", "test")}
+    together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
 
     names = ["train", *(name for name in TRANSFER if splits[name])]
     used = names if taught else ["train"]
     lessons = lessons_of(recipe, task, model, teacher) if taught else []
-    rows = trainer.Rows(
-        task=task,
-        encoded=[one for name in used for one in encoded[name]],
-        targets=[one for name in used for one in task.targets(splits[name])],
-        pad_token_id=pad_token_id,
-        source=_source(recipe, task, data, teach, used, teacher, lessons) if taught else None,
-        aligned=_aligned(recipe, task, data, {name: splits[name] for name in used}, encoded, start) if taught else None,
-    )
+    parts: dict[str, Any] = {
+        "task": task,
+        "encoded": [one for name in used for one in encoded[name]],
+        "targets": [one for name in used for one in task.targets(splits[name])],
+        "pad_token_id": pad_token_id,
+        "source": _source(recipe, task, data, teach, used, teacher, lessons) if taught else None,
+    }
+    if generates(task):
+        rows, ways = _token_rows(recipe, data, start, lessons, parts)
+    else:
+        aligned = {name: splits[name] for name in used}
+        parts["aligned"] = _aligned(recipe, task, data, aligned, encoded, start) if taught else None
+        rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
         del teacher
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
-        found = transformers.predict(model, task, encoded["validation"], pad_token_id)
+        found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
         return {**metrics, "distance": distance(task, found, goal)}
@@ -92,12 +100,13 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
             better=better,
             progress=inputs.progress,
             evaluated=lambda step, steps, metrics: inputs.evaluated(step, steps, {**metrics, "parameters": parameters}),
+            **ways,
         )
     else:
         history = [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     seconds = time.monotonic() - began
     model = model.cpu().eval()
-    outputs = transformers.predict(model, task, encoded["test"], pad_token_id)
+    outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
         save_outputs(out / TEST_LOGITS, transformers.arrays(outputs))
@@ -124,6 +133,36 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
     }
+
+
+def _token_rows(
+    recipe: Recipe, data: Artifact, start: Start, lessons: Sequence[trainer.Lesson], parts: dict[str, Any]
+) -> tuple[trainer.Rows, dict[str, Any]]:
+    """The rows of a language model's student, and how it is trained."""
+    settings = recipe.distill
+    if parts["source"] is not None:
+        _same_tokens(data, start)
+        told = {"online": recipe.teach.online, "kept": recipe.teach.tokens}
+        tokens.check(lessons, {**told, "packing": settings.packing, "temperature": settings.temperature})
+    rows = tokens.TokenRows(
+        **parts,
+        kept=recipe.teach.tokens,
+        vocabulary=data.facts["vocabulary"],
+        packing=recipe.data.max_length if settings.packing else 0,
+    )
+    return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
+
+
+def _same_tokens(data: Artifact, start: Start) -> None:
+    """Refuse a student with other tokens than the teacher's: their distributions have no common ids."""
+    theirs = json.loads((data.path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    mine = json.loads((start.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    if mine != theirs:
+        raise BadInput(
+            "its tokens are not the teacher's, so the two distributions cannot be compared",
+            where="distill.student.model",
+            todo="Learn from the teacher's answers instead (teacher.endpoint), or take a student of its family.",
+        )
 
 
 def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]) -> Facts:
@@ -227,7 +266,9 @@ def default_term(task: Any) -> Term:
 
 
 def distance(task: Any, mine: transformers.Outputs, theirs: transformers.Outputs) -> float:
-    """The task's own loss between two sets of outputs, at temperature 1."""
+    """The task's own loss between two sets of outputs, at temperature 1, or its own distance."""
+    if hasattr(task, "distance"):
+        return float(task.distance(transformers.arrays(mine), transformers.arrays(theirs)))
     loss, pair = find(task.SOFT), transformers.paired(task, mine, theirs)
     return float(loss.function(*pair, 1.0) if loss.compares == "outputs" else loss.function(*pair))
 
@@ -257,11 +298,14 @@ def _source(
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
+    if generates(task):
+        names = [recipe.teach.tokens if name == "logits" else name for name in names]
     if not recipe.teach.online:
         return sources.Cached(teach, used, names)
     rows = [row for name in used for row in read_split(data.path, name)]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
-    return sources.Online(teacher, task, encoded, data.facts["pad_token_id"], names)
+    kind = tokens.OnlineTokens if generates(task) else sources.Online
+    return kind(teacher, task, encoded, data.facts["pad_token_id"], names)
 
 
 def _aligned(

@@ -77,6 +77,8 @@ def make(
     config = copy.deepcopy(source.config)
     for name, value in {"layers": len(layers), **plan.sizes}.items():
         write(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in layers]
     for name in FOLLOWERS:
         if getattr(config, name, None) == own["hidden_size"]:
             setattr(config, name, plan.sizes["hidden_size"])
@@ -89,6 +91,8 @@ def make(
     _start_from(student, source, layers, plan, rows)
     if shape.embedding_size is not None:
         _factorize(student, shape.embedding_size)
+    if getattr(source, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(source.generation_config)
     return student
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from edgekd import processes
 from edgekd.artifact import Evaluated, Progress, not_told
@@ -151,13 +152,15 @@ class Learner(nn.Module):
         self.student.activation_checkpointing_enable(**settings)
 
 
-def learner(student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int) -> Learner:
+def learner(
+    student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int, kind: type[Learner] = Learner
+) -> Learner:
     """The student with a projection for every hidden state whose width differs from the teacher's."""
     wanted = [
         (lesson, link) for lesson in lessons if find(lesson.term.loss).compares == "hidden" for link in lesson.links
     ]
     if not wanted or rows.source is None:
-        return Learner(student, {})
+        return kind(student, {})
     training = student.training
     student.eval()
     inputs = pad([rows.encoded[0]], rows.pad_token_id, rows.task.INPUTS)
@@ -171,7 +174,7 @@ def learner(student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int
         for lesson, link in wanted
         if mine[link.student].shape[-1] != theirs[link.teacher].shape[-1]
     }
-    return Learner(student, projections)
+    return kind(student, projections)
 
 
 class LengthGrouped(Sampler[int]):
@@ -254,10 +257,12 @@ class Distiller(Trainer):
         settings: Distill,
         alpha: Callable[[float], float],
         judge: Callable[[nn.Module], dict[str, float]],
+        measure: Callable[..., Any],
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.lessons, self.settings, self.alpha, self.judge = lessons, settings, alpha, judge
+        self.measure = measure
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
@@ -271,13 +276,13 @@ class Distiller(Trainer):
         share = self.state.global_step / max(1, self.state.max_steps)
         temperature = _between(self.settings.temperature, self.settings.temperature_end, share)
         bare = self.accelerator.unwrap_model(model)
-        outputs, found = values(
+        outputs, found = self.measure(
             model, bare, self.train_dataset, self.lessons, inputs, numbers, self.alpha(share), temperature
         )
         for name, (_, value) in found.items():
             self._note(name, value)
         parts = {name: weight * value for name, (weight, value) in found.items()}
-        if self.state.global_step % SHARES_EVERY == 0 and len(parts) > 1:
+        if self.state.global_step % SHARES_EVERY == 0 and sum(one.requires_grad for one in parts.values()) > 1:
             self._shares(bare.student, parts)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
@@ -312,6 +317,15 @@ class Distiller(Trainer):
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """As the Trainer saves a model that is not transformers' own, but a tied matrix only once."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
+        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
+            kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
+        save_file(dict(kept.values()), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
@@ -398,11 +412,14 @@ def train(
     better: Callable[[dict[str, float]], tuple[float, ...]],
     progress: Progress,
     evaluated: Evaluated = not_told,
+    measure: Callable[..., Any] = values,
+    kind: type[Learner] = Learner,
 ) -> list[dict[str, Any]]:
     """Train ``student`` in place to its best evaluated weights; returns the logged history.
 
-    Without a source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from
-    (complete ones only).
+    ``measure`` computes the parts of the loss (see ``values``) of what ``kind`` wraps the student in. Without a
+    source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from (complete ones
+    only).
     """
     scratch.mkdir(parents=True, exist_ok=True)
     log_every = min(LOG_EVERY, settings.checkpoint_every)
@@ -433,7 +450,7 @@ def train(
         ddp_find_unused_parameters=True,
         **({"activation_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
-    model = learner(student, lessons if taught else [], rows, seed)
+    model = learner(student, lessons if taught else [], rows, seed, kind)
     trainer = Distiller(
         model=model,
         args=arguments,
@@ -445,6 +462,7 @@ def train(
         settings=settings,
         alpha=(lambda share: _between(settings.alpha, settings.alpha_end, share)) if taught else (lambda share: 1.0),
         judge=judge,
+        measure=measure,
     )
     trainer.remove_callback(_printer())
     checkpoint = _last_complete(scratch, trainer.args.process_index == 0)

@@ -157,11 +157,19 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias = (None if one is None else one.mul_(scale) for one in ctx.gradients)
+        if _kept():  # backward will be asked again
+            hidden, weight, bias = (None if one is None else one * scale for one in ctx.gradients)
+        else:
+            hidden, weight, bias = (None if one is None else one.mul_(scale) for one in ctx.gradients)
+            ctx.gradients = None
         of_hidden, of_head = ctx.dtypes
-        ctx.gradients = None  # a second backward through this loss would scale twice: it fails instead
         cast = [None if one is None else one.to(of_head) for one in (weight, bias)]
         return None if hidden is None else hidden.to(of_hidden), *cast, None, None, None, None, None, None
+
+
+def _kept() -> bool:
+    """Whether the backward pass that runs now was asked to retain its graph."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 class _Teacher:

@@ -32,6 +32,8 @@ from edgekd.recipe import Quantize
 from edgekd.teach.transformers import TEXT_INPUTS, Encoded, gather, length, pad, paired
 
 GAIN = 0.05  # share of the start's held-out distance that training must take away
+GELU_FLAT = -3.0  # below it a GELU gives -0.004 to 0: a range that goes on spends half of its steps on nothing
+GELUS = ("GELU", "GELUActivation", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh")
 ZERO_POINT_RATE = 20.0  # the zero point moves in whole steps, the scale in shares of itself
 
 
@@ -121,9 +123,9 @@ def calibrate(
 ) -> None:
     """Set every activation range to the ``percentile`` (at either end) of what these rows give; 1.0 is min-max.
 
-    With ``least_squares`` a second pass narrows the range of all values to the one that loses least. Every value of
-    every token counts once, padding never. A layer that does not run keeps the range it has, and a scheme without
-    static activations has nothing to set.
+    What a GELU reads is cut where that is flat. With ``least_squares`` a second pass narrows the range of all values
+    to the one that loses least. Every value of every token counts once, padding never. A layer that does not run keeps
+    the range it has, and a scheme without static activations has nothing to set.
     """
     model.eval()
     if not any(True for _ in reference.quantizers(model)):
@@ -138,8 +140,30 @@ def calibrate(
     if least_squares:
         seen = {quantizer: Histogram(*one.range()) for quantizer, one in seen.items()}
         _observe(model, [[encoded[i] for i in rows] for rows in batches], seen, names)
+    flat = _before_gelu(model, pad([encoded[i] for i in batches[0]], 0, names))
     for quantizer, observer in seen.items():
-        quantizer.set_range(*observer.range())
+        low, high = observer.range()
+        quantizer.set_range(max(low, GELU_FLAT) if quantizer in flat else low, high)
+
+
+def _before_gelu(model: nn.Module, inputs: dict[str, torch.Tensor]) -> set[reference.ActivationQuantizer]:
+    """The quantizers whose output is the very tensor that a GELU reads."""
+    made: list[tuple[torch.Tensor, reference.ActivationQuantizer]] = []
+    found = set()
+
+    def note(quantizer: Any, _: Any, output: torch.Tensor) -> None:
+        made[:] = [(output, quantizer)]
+
+    def read(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        found.update(quantizer for output, quantizer in made if output is arguments[0])
+
+    hooks = [one.register_forward_hook(note) for one in reference.quantizers(model)]
+    hooks += [m.register_forward_pre_hook(read) for m in model.modules() if type(m).__name__ in GELUS]
+    with torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def _observe(

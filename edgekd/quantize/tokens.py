@@ -30,18 +30,17 @@ from edgekd.artifact import Facts, Inputs, write_json
 from edgekd.data.stage import read_split
 from edgekd.distill import student as students
 from edgekd.errors import BadInput
+from edgekd.outputs import save_outputs
 from edgekd.quantize import reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import LAYERS, Scheme
 from edgekd.recipe import Recipe
-from edgekd.teach.transformers import length, length_batches, pad
+from edgekd.teach.transformers import arrays, at_once, predict
 
-MODEL, NUMBERS, GOLDEN = "model", "numbers.safetensors", "golden.json"
+MODEL, NUMBERS, GOLDEN, REFERENCE = "model", "numbers.safetensors", "golden.json", "reference.safetensors"
 NUMBERS_SCHEMA, GOLDEN_SCHEMA = "edgekd/numbers/1", "edgekd/golden-tokens/1"
 LEAST_SCALE, LARGEST_SCALE = 2.0**-14, 65280.0  # fp16's smallest normal number, and its largest of eight bits
 PROMPTS, SHORTEST, LONGEST, WRITTEN, WITH_LOGITS = 20, 8, 16, 32, 3
-IGNORED = -100  # a label that does not count
-SIZE = 8  # rows of a batch whose logits are held at once
 
 Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> integers int8 [O, I], scales float32 [O, G]
 
@@ -53,8 +52,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     folder, limit = distilled.path / MODEL, recipe.data.max_length
     student = load_student(folder)
     processor = task.processor(folder)
-    scheme = schemes.generative(inputs.variant["scheme"], recipe.quantize)
-    test = task.encode(processor, read_split(data.path, "test"), limit)
+    name = inputs.variant["scheme"]
+    scheme = schemes.generative(name, None if name == "fp32" else recipe.quantize)
+    rows_of_test = read_split(data.path, "test")
+    test = task.encode(processor, rows_of_test, limit)
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": []}
     rows: Sequence[Any] = []
     if scheme.name != "fp32":
@@ -63,16 +64,19 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         rows = random.Random(recipe.seed).sample(train, count)
         facts["method"] = "ptq"
         facts["calibration"] = {"samples": count, "seed": recipe.seed, "weights": recipe.quantize.weights}
-    model, numbers, layers = quantized(student, scheme, recipe.quantize.weights, rows, task)
+    how = "absmax" if name == "fp32" else recipe.quantize.weights
+    model, numbers, layers = quantized(student, scheme, how, rows, task)
     save(model, numbers, layers, scheme.name, folder, out)
     reference_answers = golden(model, prompts(test))
     write_json(out / GOLDEN, reference_answers)
+    answers = arrays(predict(model, task, test, 0, size=at_once(model, limit)))
+    save_outputs(out / REFERENCE, answers)
     reached = [value for one in reference_answers["logits"] for value in one]
     return {
         "scheme": scheme.name,
         **facts,
         "layers": layers,
-        "metrics": {"test": scores(model, test)},
+        "metrics": {"test": task.metrics(answers, rows_of_test)},
         "max_length": limit,
         "vocabulary": tokens_of(folder),
         "logit_range": max(reached) - min(reached),
@@ -309,31 +313,3 @@ def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> Iterator[torc
         logits_V = answer.logits[0, -1].float()
         yield logits_V
         ids = logits_V.argmax().reshape(1, 1)
-
-
-@torch.no_grad()
-def scores(model: nn.Module, encoded: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``loss`` (nats a token), ``perplexity``, ``token_accuracy`` and ``tokens`` of encoded rows.
-
-    A row's ``labels`` (-100: does not count) say which of its tokens are judged; without them all but the first are.
-    """
-    loss, right, count = 0.0, 0, 0
-    for some in length_batches([length(row) for row in encoded], SIZE):
-        batch = pad([encoded[i] for i in some], 0)
-        goal_BS = torch.full_like(batch["input_ids"], IGNORED)
-        for i, row in enumerate(some):
-            goal = encoded[row].get("labels", encoded[row]["input_ids"])
-            goal_BS[i, : len(goal)] = torch.tensor(goal)
-        logits_BSV = model(**batch).logits[:, :-1].float()
-        goal_BS = goal_BS[:, 1:]
-        loss += F.cross_entropy(
-            logits_BSV.flatten(0, 1), goal_BS.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        judged = goal_BS != IGNORED
-        right += int((logits_BSV.argmax(-1) == goal_BS)[judged].sum())
-        count += int(judged.sum())
-    if not count:
-        raise BadInput("no token of these rows is judged", where="data.test", todo="Give rows of two tokens or more.")
-    mean = loss / count
-    perplexity = float(torch.tensor(mean, dtype=torch.float64).exp())
-    return {"loss": mean, "perplexity": perplexity, "token_accuracy": right / count, "tokens": count}

@@ -8,6 +8,10 @@ model (a text; a window of a long text; one half of a sentence pair; an image). 
 is in row order. The *output* of a row is a vector [C] or, with ``PER_UNIT``, a matrix [W, C] over the row's units
 (its words): units do not depend on a tokenizer, so outputs of models with different tokenizers can be compared.
 
+A task with ``GENERATES = True`` is a language model's (text generation): its students are taught token by token, and
+exported with a cache by ``edgekd.generators``. It also defines ``places``, ``prompt`` and ``distance``, and its outputs
+are per token; see ``text_generation.py``.
+
 A task may also define ``app_settings(examples) -> dict``: what an app must know beside the labels to answer as
 ``metrics`` does, from the test examples; it stands in a bundle's ``app.json``.
 """
@@ -107,3 +111,8 @@ class Task(Protocol):
     def answer(self, output: Any, example: Example, labels: Sequence[str], top_k: int = 3) -> Any:
         """What an app shows for one row: a JSON-able value."""
         ...
+
+
+def generates(task: Any) -> bool:
+    """Whether a task is a language model's: taught token by token, exported with a cache."""
+    return bool(getattr(task, "GENERATES", False))

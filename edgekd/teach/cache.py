@@ -2,10 +2,10 @@
 
 A sample's id is a hash of everything its outputs depend on (text, tokenizer, teacher, length, task), so a row
 can never be paired with another row's outputs, whatever the order, the split or the seed. A shard holds its ids
-and every kind of knowledge under its name: ``logits`` in float32, all else in half precision. What every sample has
-in one shape is one tensor [N, ...]; what grows with the tokens is ragged: all samples' rows one after another
-[sum S, D], beside it how many belong to each. Shards are written atomically; what a kill interrupts is at most
-one. No pickle anywhere.
+and every kind of knowledge under its name: ``logits`` in float32, records of ``sparse.py`` as bytes, all else in half
+precision. What every sample has in one shape is one tensor [N, ...]; what grows with the tokens is ragged: all
+samples' rows one after another [sum S, D], beside it how many belong to each. Shards are written atomically; what a
+kill interrupts is at most one. No pickle anywhere.
 
 Refused: a broken shard, one of another teacher, a sample that two places claim, values that are not finite, and
 (before the teacher runs) a cache that would be larger than the recipe allows.
@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from edgekd.artifact import Artifact, read_json, write_atomic
 from edgekd.errors import BadInput
+from edgekd.teach import sparse
 
 SCHEMA = "edgekd/teacher-cache/1"
 FOLDER = "cache"
@@ -220,7 +221,9 @@ def estimate(
     each = float(ID_BYTES)
     for name in names:
         item = _dtype(name).itemsize
-        if name == "logits":
+        if sparse.is_kind(name):
+            each += mean * sparse.kind(name, config.vocab_size).size + LENGTH_BYTES
+        elif name == "logits":
             each += (outputs or config.num_labels) * item * (mean if per_unit else 1) + per_unit * LENGTH_BYTES
         elif name.endswith((":cls", ":mean")):
             each += config.hidden_size * item
@@ -256,6 +259,8 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def _dtype(name: str) -> torch.dtype:
+    if sparse.is_kind(name):
+        return torch.uint8
     return torch.float32 if name == "logits" else torch.float16
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from edgekd.artifact import Artifact, Facts, Inputs, sha256_tree, write_json
 from edgekd.data.stage import SPLITS, TRANSFER, read_split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe, Term
-from edgekd.teach import cache, ensemble, transformers
+from edgekd.tasks._contract import generates
+from edgekd.teach import cache, ensemble, sparse, transformers
 from edgekd.teach.knowledge import capture, depth, links
 
 
@@ -42,7 +44,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         combine=settings.combine if members else None,
     )
     ids = {name: [cache.sample_id(identity, task.sample_text(e)) for e in rows] for name, rows in splits.items()}
-    names = _kinds(recipe, model)
+    names = _kinds(recipe, task, model)
     parts = _parts(recipe, ids, splits, names)
     estimate = sum(_estimate(task, recipe, data, model, part, kinds) for part, kinds in parts)
     cache.refuse(estimate, settings.max_cache_gb)
@@ -92,7 +94,7 @@ def cache_bytes(recipe: Recipe, task: Any, data: Artifact, model: torch.nn.Modul
     """How large the cache of this recipe would be, from a sample of its rows."""
     splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
     texts = {name: [task.sample_text(row) for row in rows] for name, rows in splits.items()}
-    parts = _parts(recipe, texts, splits, _kinds(recipe, model))
+    parts = _parts(recipe, texts, splits, _kinds(recipe, task, model))
     return sum(_estimate(task, recipe, data, model, part, kinds) for part, kinds in parts)
 
 
@@ -103,10 +105,10 @@ def load_tokenizer(data: Path) -> object:
     return Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json"))
 
 
-def _kinds(recipe: Recipe, model: torch.nn.Module) -> list[str]:
+def _kinds(recipe: Recipe, task: Any, model: torch.nn.Module) -> list[str]:
     """Names of the knowledge that the recipe's losses need beside the outputs."""
     layers = depth(model.config)
-    kinds = set()
+    kinds = {recipe.teach.tokens} if generates(task) else set()
     for need in recipe.needs:
         student = need.pop("student", {"layers": layers, "model": None})
         own = student["layers"] or max(1, layers // 2)
@@ -139,6 +141,8 @@ def _estimate(
     some = list(rows.values())[:: max(1, len(rows) // 1000)]
     lengths = [transformers.length(one) for one in task.encode(processor, some, recipe.data.max_length)]
     outputs = None if data.facts["labels"] else model.config.hidden_size  # at most: an embedding, or two numbers
+    if generates(task):
+        outputs = 3
     return cache.estimate(["logits", *kinds], len(rows), lengths, model.config, outputs=outputs, per_unit=task.PER_UNIT)
 
 
@@ -158,6 +162,8 @@ def _fill(
     names, rows = list(samples), list(samples.values())
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     size = recipe.teach.batch_size
+    if generates(task):
+        size = transformers.at_once(model, recipe.data.max_length, size)
     batches = list(transformers.length_batches([transformers.length(one) for one in encoded], size))
     per_shard = max(1, recipe.teach.shard_samples // size)
     known = [store for earlier in inputs.earlier if (store := _open(earlier.path / cache.FOLDER, identity))]
@@ -178,7 +184,9 @@ def _fill(
                     reused += len(batch)
                     continue
                 some = [encoded[i] for i in batch]
-                found.append(knowledge(model, task, some, data.facts["pad_token_id"], kinds))
+                found.append(
+                    knowledge(model, task, some, data.facts["pad_token_id"], kinds, data.facts.get("vocabulary"))
+                )
                 if members:
                     found[-1]["logits"] = ensemble.combine(
                         found[-1]["logits"], members, [rows[i] for i in batch], task, recipe.teach.combine
@@ -192,17 +200,30 @@ def _fill(
 
 
 def knowledge(
-    model: torch.nn.Module, task: Any, encoded: Sequence[Any], pad_token_id: int, kinds: Sequence[str]
+    model: torch.nn.Module,
+    task: Any,
+    encoded: Sequence[Any],
+    pad_token_id: int,
+    kinds: Sequence[str],
+    vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """One batch of what the teacher knows: outputs in float32, the rest in float16, per token without padding."""
     inputs = transformers.pad(encoded, pad_token_id, task.INPUTS)
-    with torch.inference_mode(), capture(model, kinds) as captured:
+    states = [kind for kind in kinds if not sparse.is_kind(kind)]
+    with torch.inference_mode(), capture(model, states) if states else nullcontext({}) as captured:
         logits = task.logits(model(**inputs), inputs).float()
     found: dict[str, Any] = {
         "logits": transformers.gather(task, [task.take(one, row) for one, row in zip(logits, encoded, strict=True)])
     }
     tokens = [transformers.length(row) for row in encoded]
     for kind in kinds:
+        if sparse.is_kind(kind):
+            how, draws = sparse.kind(kind, vocabulary or model.config.vocab_size), torch.Generator()
+            found[kind] = []
+            for one, row in zip(logits, encoded, strict=True):
+                draws.manual_seed(hash(tuple(row["input_ids"])) % 2**63)  # of the row alone, whatever its batch
+                found[kind].append(sparse.encode(one[task.places(row)], how, draws))
+            continue
         value = captured[kind].half()
         if value.dim() == 2:
             found[kind] = value

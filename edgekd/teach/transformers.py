@@ -14,6 +14,7 @@ from edgekd.errors import BadInput
 Encoded = Mapping[str, Any]
 Outputs = torch.Tensor | list[torch.Tensor]  # [N, C], or per row [W, C] over its units
 TEXT_INPUTS = ("input_ids", "attention_mask")
+LOGITS = 2**27  # float32 numbers of one batch
 
 
 def model_class(auto_task: str) -> Any:
@@ -100,6 +101,11 @@ def predict(
                 found[row] = task.take(logits[i], encoded[row]).clone()
     model.train(training)
     return gather(task, [one.clone() for one in found])
+
+
+def at_once(model: Any, max_length: int, wanted: int = 64) -> int:
+    """Rows of a language model's batch whose logits take at most 512 MB."""
+    return max(1, min(wanted, LOGITS // (max_length * model.config.vocab_size)))
 
 
 def gather(task: Any, outputs: Sequence[torch.Tensor]) -> Outputs:

@@ -109,6 +109,7 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
             bool(golden["passed"]),
             note,
         ),
+        *_perplexity(gate, verify, rows),
         *_at_most(f"{headline} drop", drop, gate.max_accuracy_drop, f"below the fp32 student {rows}".strip()),
         *_at_least("agreement with the Program", agreement.get("program"), gate.min_program_agreement, rows),
         *_at_least("agreement with the teacher", agreement.get("teacher"), gate.min_teacher_agreement, rows),
@@ -117,6 +118,14 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
     if gate.min_teacher_ratio is not None and teacher > 0:
         checks += _at_least(f"{headline} / teacher's", metric / teacher, gate.min_teacher_ratio, rows)
     return checks
+
+
+def _perplexity(gate: Gate, verify: Facts, rows: str) -> list[Check]:
+    if "perplexity" not in verify["metrics"]:
+        return []
+    found, student = (verify[name]["perplexity"] for name in ("metrics", "student_metrics"))
+    limit = gate.max_perplexity_rise.get(verify["scheme"])
+    return _at_most("perplexity rise", found / student - 1, limit, f"above the fp32 student's, a share {rows}".strip())
 
 
 def _faithful(facts: Facts | None) -> list[Check]:

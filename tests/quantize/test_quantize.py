@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import (
 from edgekd import artifact, pipeline, recipe
 from edgekd.errors import BadInput
 from edgekd.quantize import integer, program, qat, reference, stage
+from edgekd.quantize import scheme as schemes
 from edgekd.tasks import text_classification as task
 
 SIZES = {
@@ -212,6 +214,44 @@ def test_both_ways_of_calibration_leave_usable_ranges(pair) -> None:  # type: ig
         with torch.no_grad():
             errors[least] = float((made(**qat.pad(encoded()[:8], 0)).logits - goal).square().mean())
     assert errors[True] <= errors[False]  # one value in fifty is cut by the first
+
+
+def test_what_a_gelu_reads_is_cut_where_it_is_flat() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.up, self.down = nn.Embedding(60, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.act = nn.GELU()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.down(self.act(self.up(self.table(input_ids))))
+
+    torch.manual_seed(0)
+    model = Block()
+    with torch.no_grad():
+        model.up.weight.mul_(8)
+        model.up.bias.sub_(5)
+    made = reference.prepare(copy.deepcopy(model), replace(schemes.get("w8a8"), overrides={}))
+    made.table.__class__ = nn.Embedding
+    qat.calibrate(made, encoded(100), 1.0)
+    with torch.no_grad():
+        goal = model(**qat.pad(encoded()[:8], 0))
+
+    def low(layer: nn.Module) -> float:
+        scale, zero = layer.output_quantizer.numbers()
+        return (reference.QMIN - zero) * scale
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((made(**qat.pad(encoded()[:8], 0)) - goal).square().mean())
+
+    with torch.no_grad():
+        before = model.up(model.table.weight)
+    assert before.min() < -5 and low(made.up) == pytest.approx(-3, abs=0.05)
+    assert low(made.down) < goal.min() + 0.1  # nothing behind it is flat
+    cut = error()
+    made.up.output_quantizer.set_range(float(before.min()), float(before.max()))
+    assert cut < error()
 
 
 def test_layers_that_read_one_tensor_share_one_scale(pair) -> None:  # type: ignore[no-untyped-def]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from _language import LINES, Task, program, student
+from _language import program, student
 from safetensors.numpy import load_file
 
-from edgekd import registry
-from edgekd.artifact import Artifact, Inputs, read_json, write_atomic
-from edgekd.errors import BadInput
+from edgekd.artifact import read_json
 from edgekd.quantize import reference, tokens
 from edgekd.quantize import scheme as schemes
-from edgekd.recipe import Quantize, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -103,66 +98,3 @@ def test_dynamic_program_computes_on_int8_tokens(folder: Path, tmp_path: Path) -
     ids = torch.arange(12)[None]
     rounded, exact = tokens.load(dynamic)(input_ids=ids).logits, tokens.load(plain)(input_ids=ids).logits
     assert 0 < (rounded - exact).abs().max() < 0.1 * (exact.max() - exact.min())
-
-
-def test_scores_are_those_of_transformers(folder: Path) -> None:
-    model = tokens.load_student(folder)
-    rows = Task.encode(Task.processor(folder), [{"text": line} for line in LINES[:11]], 32)
-    for row in rows[:5]:
-        row["labels"] = [-100, -100, *row["input_ids"][2:]]
-    loss = count = 0.0
-    for row in rows:
-        labels = torch.tensor([row.get("labels", row["input_ids"])])
-        judged = int((labels[:, 1:] != -100).sum())
-        loss += float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss) * judged
-        count += judged
-    found = tokens.scores(model, rows)
-    assert found["tokens"] == count and found["loss"] == pytest.approx(loss / count, rel=1e-5)
-
-
-def test_refusals() -> None:
-    with pytest.raises(BadInput, match="w8a8 is no scheme"):
-        schemes.generative("w8a8")
-    with pytest.raises(BadInput, match="group is 64"):
-        schemes.generative("w4", Quantize(group=64))
-
-
-def test_stage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage's files and facts; its prompts come from test rows and are 20."""
-    (tmp_path / "distill").mkdir()
-    (tmp_path / "distill" / "model").symlink_to(folder)
-    for split in ("train", "test"):
-        rows = [json.dumps({"text": " ".join(LINES[i : i + 2])}) for i in range(30)]
-        write_atomic(tmp_path / "data" / f"{split}.jsonl", "\n".join(rows) + "\n")
-    parents = {name: Artifact(tmp_path / name, name, "", "", "") for name in ("data", "distill")}
-    load = registry.load
-    monkeypatch.setattr(registry, "load", lambda group, name: Task if group == "tasks" else load(group, name))
-    facts: dict[str, Any] = tokens.run(Recipe(), Inputs(parents, {"scheme": "w4"}), tmp_path / "out")
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["golden.json", "model", "numbers.safetensors"]
-    assert {"tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"} <= {
-        file.name for file in (tmp_path / "out" / "model").iterdir()
-    }
-    golden = read_json(tmp_path / "out" / "golden.json")
-    assert [len(golden[name]) for name in ("prompts", "tokens", "margins", "logits")] == [20, 20, 20, 3]
-    assert {len(line) for line in golden["tokens"]} == {32}
-    assert facts["metrics"]["test"]["perplexity"] > 1 and facts["logit_range"] > 0 and facts["method"] == "ptq"
-    assert facts["layers"][0] == {"name": "model.embed_tokens", "kind": "w8", "bits": 8, "group": 0}
-    assert facts["layers"][-1] == {"name": "lm_head", "kind": "w8", "bits": 8, "group": 0, "tied": "model.embed_tokens"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["gptq", "awq"])
-def test_library_choices_survive(folder: Path, how: str, tmp_path: Path) -> None:
-    """neural-compressor's int4 weights: nearer to the float student on its own rows than rounding, on the grid."""
-    pytest.importorskip("neural_compressor")
-    made = {name: program(folder, "w4", tmp_path / name, how=name) for name in (how, "absmax")}
-    rows = Task.encode(Task.processor(folder), [{"text": " ".join(LINES[i : i + 3])} for i in range(40)], 64)
-    goal = tokens.load_student(folder)
-    errors = {}
-    for name, path in made.items():
-        model, error = tokens.load(path), 0.0
-        for row in rows:
-            ids = torch.tensor([row["input_ids"]])
-            error += float((model(input_ids=ids).logits - goal(input_ids=ids).logits).square().mean())
-        errors[name] = error
-    assert errors[how] < errors["absmax"]

@@ -1,0 +1,206 @@
+"""Teaching a language model: every learned token's distribution against the teacher's, a few tokens at a time.
+
+The student gives hidden states, ``losses/_tokens.py`` makes of them the loss and its gradients without ever holding
+two matrices of tokens by vocabulary. The teacher's distributions come from the cache as they were kept (the top K, or
+draws), or whole from the teacher beside it. Terms on hidden states and relations are those of any other student.
+
+    loss = alpha * cross entropy + (1 - alpha) * sum of weight * term
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgekd.distill import sources
+from edgekd.distill.trainer import Learner, Lesson, Rows, _moved
+from edgekd.errors import BadInput
+from edgekd.losses import _tokens
+from edgekd.teach import sparse
+from edgekd.teach.knowledge import capture
+from edgekd.teach.transformers import pad
+
+WHOLE = "whole"  # the knowledge of a teacher that is at hand: a `_tokens.Dense`
+
+
+def head(model: Any) -> _tokens.Head:
+    """What makes logits of a causal language model's last hidden states; raises BadInput where that is more."""
+    found, config = model.get_output_embeddings(), model.config
+    if not isinstance(found, nn.Linear):
+        raise BadInput(f"a {type(model).__name__} has no linear head", where="distill", todo="Use another student.")
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    return _tokens.Head(found.weight, found.bias, scale, cap)
+
+
+class TokenLearner(Learner):
+    """A language model with its lessons: the loss is a part of the forward pass, so that it runs in parallel too."""
+
+    def forward(self, *, tokens: Tokens | None = None, **inputs: torch.Tensor) -> Any:
+        if tokens is None:
+            return self.student(**inputs)
+        hidden_BSD = self.student.base_model(**inputs).last_hidden_state
+        hidden_ND = hidden_BSD[tokens.at_2N[0], tokens.at_2N[1]]
+        return _tokens.loss(hidden_ND, head(self.student), tokens.teacher, tokens.right_N, tokens.how)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The learned tokens of a batch: where their hidden states are [2, N], which they are [N], and the goal."""
+
+    at_2N: torch.Tensor
+    right_N: torch.Tensor
+    teacher: _tokens.Dense | _tokens.Sparse | None
+    how: _tokens.Settings
+
+
+@dataclass(frozen=True)
+class TokenRows(Rows):
+    """Rows of a language model. ``kept`` names what the cache holds; ``vocabulary`` are the tokenizer's tokens.
+
+    ``packing`` puts several rows into one: positions start anew with each, so that attention keeps them apart.
+    """
+
+    kept: str = ""
+    vocabulary: int = 0
+    packing: int = 0  # tokens of a packed row; 0 packs nothing
+
+    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        if not self.packing:
+            batch = super().collate(rows)
+            at = [(i, place) for i, row in enumerate(rows) for place in self.task.places(self.encoded[row])]
+        else:
+            batch, at = self._pack(rows)
+        right = [
+            self.encoded[row]["input_ids"][place + 1] for row in rows for place in self.task.places(self.encoded[row])
+        ]
+        return {**batch, "at": torch.tensor(at).reshape(-1, 2).T, "right": torch.tensor(right, dtype=torch.int64)}
+
+    def _pack(self, rows: list[int]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+        """Each row into the first line with room; no mask is given: positions that start anew are one."""
+        lines: list[list[int]] = []
+        used: list[int] = []
+        place_of: dict[int, tuple[int, int]] = {}
+        for index in sorted(range(len(rows)), key=lambda i: -len(self.encoded[rows[i]]["input_ids"])):
+            size = len(self.encoded[rows[index]]["input_ids"])
+            line = next((i for i, n in enumerate(used) if n + size <= self.packing), len(lines))
+            if line == len(lines):
+                lines.append([])
+                used.append(0)
+            place_of[index] = (line, used[line])
+            lines[line].append(index)
+            used[line] += size
+        ids = torch.full((len(lines), max(used)), self.pad_token_id)
+        positions = torch.zeros_like(ids)
+        for line, some in enumerate(lines):
+            for index in some:
+                start, text = place_of[index][1], self.encoded[rows[index]]["input_ids"]
+                ids[line, start : start + len(text)] = torch.tensor(text)
+                positions[line, start : start + len(text)] = torch.arange(len(text))
+        at = [
+            (place_of[i][0], place_of[i][1] + place)
+            for i, row in enumerate(rows)
+            for place in self.task.places(self.encoded[row])
+        ]
+        return {"input_ids": ids, "position_ids": positions, "rows": torch.tensor(rows)}, at
+
+    def goal(self, knowledge: sources.Knowledge, device: torch.device) -> _tokens.Dense | _tokens.Sparse:
+        """The teacher's distributions of the learned tokens, in the order of ``right``."""
+        if WHOLE in knowledge:
+            dense: _tokens.Dense = knowledge[WHOLE]
+            return dense
+        how = sparse.kind(self.kept, self.vocabulary)
+        ids, log_p = sparse.decode(torch.cat(knowledge[self.kept]), how)
+        return _tokens.Sparse(ids.to(device), log_p.to(device), tail=how.name == "top")
+
+
+class OnlineTokens(sources.Online):
+    """A language model that teaches whole distributions, asked in every step."""
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[int]) -> sources.Knowledge:
+        encoded, device = [self.encoded[row] for row in rows], next(self.teacher.parameters()).device
+        inputs = {k: v.to(device) for k, v in pad(encoded, self.pad_token_id, self.task.INPUTS).items()}
+        states, base = [name for name in self.names if not sparse.is_kind(name)], self.teacher.base_model
+        with capture(base, states) if states else nullcontext({}) as captured:
+            hidden_BSD = base(**inputs).last_hidden_state
+        found = torch.cat([hidden_BSD[i, self.task.places(one)] for i, one in enumerate(encoded)])
+        return {WHOLE: _tokens.Dense(found, head(self.teacher)), **{name: captured[name].float() for name in states}}
+
+
+def values(
+    model: nn.Module,
+    bare: Learner,
+    rows: TokenRows,
+    lessons: Sequence[Lesson],
+    inputs: dict[str, torch.Tensor],
+    numbers: Sequence[int],
+    alpha: float,
+    temperature: float,
+) -> tuple[Any, dict[str, tuple[float, torch.Tensor]]]:
+    """As ``trainer.values``: ``tokens`` is the loss over tokens; its two parts are told with weight 0."""
+    at_2N, right_N = inputs.pop("at"), inputs.pop("right")
+    taught = rows.source is not None and alpha < 1
+    outputs = [one for one in lessons if taught and one.term.weight and one.links[0].student == "logits"]
+    others = [one for one in lessons if taught and one.term.weight and one.links[0].student != "logits"]
+    if len(outputs) > 1:
+        raise BadInput(
+            f"{len(outputs)} losses compare the tokens' distributions", where="distill.losses", todo="Keep one of them."
+        )
+    term = outputs[0].term if outputs else None
+    how = _tokens.Settings(
+        divergence=term.loss if term else "forward-kl",
+        soft=(1 - alpha) * term.weight if term else 0.0,
+        hard=alpha,
+        temperature=temperature,
+        vocabulary=rows.vocabulary,
+    )
+    teacher = rows.source(numbers) if outputs or others else {}
+    goal = rows.goal(teacher, right_N.device) if term else None
+    names = sorted({link.student for one in others for link in one.links})
+    with capture(bare.student.base_model, names) if names else nullcontext({}) as captured:
+        loss, parts = model(tokens=Tokens(at_2N, right_N, goal, how), **inputs)
+    found = {"tokens": (1.0, loss)}
+    if alpha > 0:
+        found["hard"] = (0.0, loss.new_tensor(parts["hard"]))
+    if term:
+        found[outputs[0].name] = (0.0, loss.new_tensor(parts["soft"]))
+    if others:
+        theirs = _moved({link.teacher: teacher[link.teacher] for one in others for link in one.links}, loss.device)
+        everyone = torch.ones(len(numbers), dtype=torch.bool, device=loss.device)
+        for one in others:
+            mask_BS = inputs["attention_mask"]
+            value = one.value(rows.task, captured, theirs, mask_BS, everyone, bare.projections, temperature)
+            found[one.name] = ((1 - alpha) * one.term.weight, value)
+    return loss, found
+
+
+def check(lessons: Sequence[Lesson], settings: Mapping[str, Any]) -> None:
+    """Refuse, before training, what a cache of K tokens cannot give."""
+    for one in lessons:
+        if one.links[0].student != "logits":
+            if settings["packing"]:
+                raise BadInput(
+                    f"'{one.name}' compares layers row by row", where="distill.packing", todo="Set it false."
+                )
+            continue
+        if one.term.loss not in _tokens.DIVERGENCES:
+            known = ", ".join(_tokens.DIVERGENCES)
+            raise BadInput(f"'{one.term.loss}' is not for tokens", where="distill.losses", todo=f"Known: {known}.")
+        if not settings["online"] and one.term.loss != "forward-kl":
+            raise BadInput(
+                f"'{one.term.loss}' needs the teacher's whole distribution; the cache holds {settings['kept']}",
+                where="distill.losses",
+                todo="Use forward-kl, or set teach.online.",
+            )
+        if not settings["online"] and settings["kept"].startswith("sampled") and settings["temperature"] != 1.0:
+            raise BadInput(
+                f"draws are of the distribution at temperature 1, distill.temperature is {settings['temperature']:g}",
+                where="recipe",
+                todo="Set distill.temperature to 1, or teach.tokens to top:64.",
+            )

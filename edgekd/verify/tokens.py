@@ -1,0 +1,179 @@
+"""An artefact that writes text, on its own runtime: how likely it finds the test rows, and what it writes.
+
+Each test row is read in one piece and gives the perplexity. Each golden prompt is continued greedily and compared,
+token by token, with what the Program wrote: where another token comes, the Program's own lead of its token over the
+next says whether that was a tie (a lead of no more than twice the bound of an output) or a difference; the Program's
+token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece. Facts have the
+shape of those of any other artefact; the verdict is ``gate.py``'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd import registry
+from edgekd.artifact import Facts, Inputs, read_json
+from edgekd.data.stage import read_split
+from edgekd.errors import StepFailed
+from edgekd.outputs import read_outputs, save_outputs
+from edgekd.teach.cache import read_logits
+from edgekd.verify.stage import OUTPUTS, spread
+
+# Largest |difference| of an output as a share of their range. Floats: caches of llama.cpp hold float16. Integers: their
+# runtimes round activations to 8 bits by blocks or tokens, which the Program of float activations does not; 0.01 to
+# 0.03 measured (2 and 12 layers, three runtimes).
+BOUNDS = {"fp32": 0.005}
+BOUND = 0.06
+PIECES = 0.03  # the same, between one piece and many: other kernels multiply a matrix and a vector
+OVERHEAD, SHARE = 2_000_000, 1.15  # of a file beside its numbers: graph, tokenizer (its words twice), alignment
+
+
+def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
+    """Write ``logits.safetensors`` (outputs per token, ``rows``); returns the facts.
+
+    ``inputs.variant`` names target and scheme; parents: export, quantize, distill, teach, data. Raises StepFailed where
+    this host has no runtime for it, or it gives numbers that are not finite.
+    """
+    began = time.monotonic()
+    writer, task = registry.load("generators", inputs.variant["target"]), registry.load("tasks", recipe.task)
+    if not writer.runs:
+        raise StepFailed("this host has no runtime for it, so nothing is proven", where=inputs.variant["target"])
+    test = read_split(inputs["data"].path, "test")
+    rows = spread(len(test), recipe.verify.samples)
+    examples = [test[row] for row in rows]
+    encoded = task.encode(task.processor(inputs["quantize"].path / "model"), examples, recipe.data.max_length)
+    asked = read_json(inputs["quantize"].file("golden.json"))
+    scheme = inputs.variant["scheme"]
+    session = writer.open_session(inputs["export"].path)
+    try:
+        outputs = []
+        for row, one in zip(rows, encoded, strict=True):
+            outputs.append(task.take(_finite(session.score(one["input_ids"]), f"test row {row + 1}"), one))
+            inputs.progress(len(outputs), len(rows), "rows")
+        range_ = float(inputs["quantize"].facts["logit_range"])
+        bound = BOUNDS.get(scheme, BOUND) * range_
+        golden = {**_golden(session, asked), "logit_range": range_, "bound": bound}
+        golden["passed"] = golden["max_abs_delta"] <= bound
+        written = greedy(session, asked, tie=2 * bound)
+        moved = _pieces(session, asked["prompts"], range_)
+        observed = session.observed
+    finally:
+        session.close()
+    save_outputs(out / OUTPUTS, outputs, rows=rows)
+    compared = {
+        "program": read_outputs(inputs["quantize"].file("reference.safetensors")),
+        "student": read_outputs(inputs["distill"].file("test_logits.safetensors")),
+        "teacher": [one.numpy() for one in read_logits(inputs["teach"], "test")],
+    }
+    compared = {name: [some[row] for row in rows] for name, some in compared.items()}
+    same = {name: float(np.concatenate([_same(task, outputs, some)]).mean()) for name, some in compared.items()}
+    metrics = {name: task.metrics(some, examples) for name, some in compared.items()}
+    export = inputs["export"].facts
+    return {
+        **inputs.variant,
+        "samples": len(rows),
+        "of": len(test),
+        "rows": "every row" if len(rows) == len(test) else f"{len(rows)} of {len(test)} rows, evenly spread",
+        "metrics": task.metrics(outputs, examples, compared["teacher"]),
+        "program_metrics": metrics["program"],
+        "student_metrics": metrics["student"],
+        "teacher_metrics": metrics["teacher"],
+        "parity": {"likeliest": same["program"], "distance": task.distance(outputs, compared["program"])},
+        "golden": golden,
+        "written": written,
+        "faithful": {
+            "numbers": {"numbers": 0, "arrays": 0, "missing": [], **export["faithful"]},
+            "invariance": moved,
+            "kernels": {"wanted": 0, "integer": 0, "accelerated": None, "how": ""},
+            "size": stored_size(inputs["quantize"], export["size_bytes"]),
+        },
+        "agreement": {"program": 1 - written["differ"] / written["tokens"], "teacher": same["teacher"]},
+        "runtime": observed,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def greedy(session: Any, golden: Mapping[str, Any], tie: float) -> Facts:
+    """What the artefact writes after each golden prompt, judged at every place while the Program's tokens are fed.
+
+    ``tokens`` places; ``equal``, ``ties`` and ``differ`` of them; ``exact`` prompts without any difference; and the
+    largest lead that was overturned.
+    """
+    counts, exact, overturned = {"equal": 0, "ties": 0, "differ": 0}, 0, 0.0
+    for prompt, tokens, margins in zip(golden["prompts"], golden["tokens"], golden["margins"], strict=True):
+        session.reset()
+        logits_V, clean = session.feed(prompt), True
+        for place, (token, margin) in enumerate(zip(tokens, margins, strict=True)):
+            if place:
+                logits_V = session.feed([tokens[place - 1]])
+            if int(np.argmax(logits_V)) == token:
+                counts["equal"] += 1
+                continue
+            clean = False
+            counts["ties" if margin <= tie else "differ"] += 1
+            overturned = max(overturned, margin)
+        exact += clean
+    prompts = len(golden["prompts"])
+    return {"prompts": prompts, "tokens": sum(counts.values()), **counts, "exact": exact, "largest_lead": overturned}
+
+
+def _golden(session: Any, golden: Mapping[str, Any]) -> Facts:
+    """Logits after the prompts whose logits the Program kept."""
+    largest = 0.0
+    for prompt, logits in zip(golden["prompts"], golden["logits"], strict=False):
+        session.reset()
+        found = _finite(session.feed(prompt), "a golden prompt")
+        wanted = np.asarray(logits, np.float32)
+        largest = max(largest, float(np.abs(found[: len(wanted)] - wanted).max()))
+    return {"examples": len(golden["logits"]), "max_abs_delta": largest}
+
+
+def _pieces(session: Any, prompts: Sequence[Sequence[int]], range_: float) -> Facts:
+    """Prompts in one piece and token by token: the largest change of an output, as a share of their range."""
+    changes = []
+    for prompt in prompts[:3]:
+        session.reset()
+        whole = session.feed(prompt)
+        session.reset()
+        for token in prompt:
+            last = session.feed([token])
+        changes.append(float(np.abs(whole - last).max()) / range_)
+    largest = max(changes)
+    quartile = float(np.quantile(changes, 0.75))
+    return {
+        "largest": largest,
+        "bound": PIECES,
+        "quartile": quartile,
+        "quartile_bound": PIECES,
+        "passed": largest <= PIECES,
+    }
+
+
+def stored_size(program: Any, size_bytes: int) -> Facts:
+    """Whether an artefact is as small as its bits promise: integers, scales, floats, and what a file needs beside."""
+    from safetensors import safe_open
+
+    bits = {one["name"]: one["bits"] for one in program.facts["layers"]}
+    expected = 0
+    with safe_open(program.path / "model" / "model.safetensors", "np") as held:
+        for name in held.keys():  # noqa: SIM118 (it is no dict)
+            size = int(np.prod(held.get_slice(name).get_shape(), dtype=np.int64))
+            kind = bits.get(name.removesuffix(".weight"), 32)
+            expected += size * kind // 8 + (size // 32 * 4 if kind < 16 else 0)
+    limit = int(expected * SHARE) + OVERHEAD
+    return {"bytes": size_bytes, "expected": expected, "limit": limit, "small": size_bytes <= limit}
+
+
+def _same(task: Any, outputs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([a[:, 1] == b[:, 1] for a, b in zip(outputs, others, strict=True)])
+
+
+def _finite(logits: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise StepFailed("outputs that are not finite", where=where)
+    return logits
