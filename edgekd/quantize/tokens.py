@@ -173,7 +173,7 @@ def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
             module.kind = kind
             if kind.group:
                 scale = reference.group_scale(module.weight, kind.group)
-                module.register_buffer("w_scale", grid_scale(scale), persistent=False)
+                module.register_buffer("w_scale", grid_scale(scale))
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return model

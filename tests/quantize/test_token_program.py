@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from _language import program, student
+from _language import LINES, Task, program, student
 from safetensors.numpy import load_file
 
-from edgekd.artifact import read_json
+from edgekd.artifact import Artifact, Inputs, read_json, write_atomic
+from edgekd.errors import BadInput
 from edgekd.quantize import reference, tokens
 from edgekd.quantize import scheme as schemes
+from edgekd.recipe import Quantize, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,53 @@ def test_dynamic_program_computes_on_int8_tokens(folder: Path, tmp_path: Path) -
     ids = torch.arange(12)[None]
     rounded, exact = tokens.load(dynamic)(input_ids=ids).logits, tokens.load(plain)(input_ids=ids).logits
     assert 0 < (rounded - exact).abs().max() < 0.1 * (exact.max() - exact.min())
+
+
+def test_refusals() -> None:
+    with pytest.raises(BadInput, match="w8a8 is no scheme"):
+        schemes.generative("w8a8")
+    with pytest.raises(BadInput, match="group is 64"):
+        schemes.generative("w4", Quantize(group=64))
+
+
+def test_stage(folder: Path, tmp_path: Path) -> None:
+    """The stage's files and facts, with the real task; its prompts come from test rows and are 20."""
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill" / "model").symlink_to(folder)
+    for split in ("train", "test"):
+        rows = [json.dumps({"text": " ".join(LINES[i : i + 2])}) for i in range(30)]
+        write_atomic(tmp_path / "data" / f"{split}.jsonl", "\n".join(rows) + "\n")
+    parents = {name: Artifact(tmp_path / name, name, "", "", "") for name in ("data", "distill")}
+    inputs, out = Inputs(parents, {"scheme": "w4"}), tmp_path / "out"
+    facts: dict[str, Any] = tokens.run(Recipe(task="text-generation"), inputs, out)
+    assert {"golden.json", "model", "numbers.safetensors"} <= {file.name for file in out.iterdir()}
+    assert {"tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"} <= {
+        file.name for file in (out / "model").iterdir()
+    }
+    golden = read_json(out / "golden.json")
+    assert [len(golden[name]) for name in ("prompts", "tokens", "margins", "logits")] == [20, 20, 20, 3]
+    assert {len(line) for line in golden["tokens"]} == {32}
+    assert facts["metrics"]["test"]["perplexity"] > 1 and facts["logit_range"] > 0
+    assert facts["layers"][0] == {"name": "model.embed_tokens", "kind": "w8", "bits": 8, "group": 0}
+    assert facts["layers"][-1] == {"name": "lm_head", "kind": "w8", "bits": 8, "group": 0, "tied": "model.embed_tokens"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["gptq", "awq"])
+def test_library_choices_survive(folder: Path, how: str, tmp_path: Path) -> None:
+    """neural-compressor's int4 weights reach the Program: GPTQ's are nearer to the float student than rounding.
+
+    AWQ's clipping alone has nothing to win on random weights; it must not lose more than a tenth.
+    """
+    pytest.importorskip("neural_compressor")
+    made = {name: program(folder, "w4", tmp_path / name, how=name) for name in (how, "absmax")}
+    rows = Task.encode(Task.processor(folder), [{"text": " ".join(LINES[i : i + 3])} for i in range(40)], 64)
+    goal = tokens.load_student(folder)
+    errors = {}
+    for name, path in made.items():
+        model, error = tokens.load(path), 0.0
+        for row in rows:
+            ids = torch.tensor([row["input_ids"]])
+            error += float((model(input_ids=ids).logits - goal(input_ids=ids).logits).square().mean())
+        errors[name] = error
+    assert errors[how] < {"gptq": 1.0, "awq": 1.1}[how] * errors["absmax"]
