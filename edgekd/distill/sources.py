@@ -62,7 +62,8 @@ class Online:
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> Knowledge:
         encoded = [self.encoded[row] for row in rows]
-        inputs = pad(encoded, self.pad_token_id, self.task.INPUTS)
+        place = next(self.teacher.parameters()).device
+        inputs = {name: one.to(place) for name, one in pad(encoded, self.pad_token_id, self.task.INPUTS).items()}
         with capture(self.teacher, self.names) as captured:
             logits = self.task.logits(self.teacher(**inputs), inputs).float()
         outputs = [self.task.take(one, row) for one, row in zip(logits, encoded, strict=True)]

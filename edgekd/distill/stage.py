@@ -305,7 +305,7 @@ def _source(
     rows = [row for name in used for row in read_split(data.path, name)]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     kind = tokens.OnlineTokens if generates(task) else sources.Online
-    return kind(teacher, task, encoded, data.facts["pad_token_id"], names)
+    return kind(teacher.to(transformers.device()), task, encoded, data.facts["pad_token_id"], names)
 
 
 def _aligned(

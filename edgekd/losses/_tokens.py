@@ -127,9 +127,9 @@ class _Chunked(torch.autograd.Function):
         taught = _Teacher(teacher, size, how.temperature)
         labelled = 0 if labels_N is None else int((labels_N != IGNORED).sum())
         needs = [wanted and need for need in ctx.needs_input_grad[:3]]
-        hidden_g = torch.empty(hidden_ND.shape, dtype=torch.float32) if needs[0] else None
-        weight_g = torch.zeros(weight_VD.shape, dtype=torch.float32) if needs[1] else None
-        bias_g = torch.zeros(len(weight_VD), dtype=torch.float32) if needs[2] else None
+        hidden_g = torch.empty_like(hidden_ND, dtype=torch.float32) if needs[0] else None
+        weight_g = torch.zeros_like(weight_VD, dtype=torch.float32) if needs[1] else None
+        bias_g = weight_VD.new_zeros(len(weight_VD), dtype=torch.float32) if needs[2] else None
         parts = torch.zeros(3, dtype=torch.float64)
         for start in range(0, count, rows):
             some = slice(start, start + rows)
@@ -250,7 +250,7 @@ def _sparse(logits_nV: torch.Tensor, teacher: Sparse, some: slice) -> tuple[torc
     normal_n = torch.logaddexp(inside_nk.logsumexp(-1), rest_n)
     log_q, log_rest = (inside_nk - normal_n[:, None]).clamp(min=LOWEST), (rest_n - normal_n).clamp(min=LOWEST)
     p = log_p.exp()
-    missing = (1 - p.sum(-1)).clamp(min=0) if teacher.tail else torch.zeros(len(p))
+    missing = (1 - p.sum(-1)).clamp(min=0) if teacher.tail else p.new_zeros(len(p))
     values = (p * (log_p - log_q)).sum(-1) + torch.xlogy(missing, missing) - missing * log_rest
     rest = logits_nV.sub_(rest_n.clamp(min=LOWEST)[:, None]).exp_()  # the student within the bucket
     rest.mul_((log_rest.exp() - missing)[:, None])

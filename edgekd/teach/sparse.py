@@ -71,9 +71,11 @@ def encode(logits_TV: torch.Tensor, how: Kind, generator: torch.Generator | None
     logits = logits_TV[:, : how.vocabulary].float()
     if how.name == "top":
         log_p = logits - logits.logsumexp(-1, keepdim=True)
-        values, ids = log_p.topk(how.count, dim=-1)
+        values, ids = (one.cpu() for one in log_p.topk(how.count, dim=-1))
         return _packed(*_sorted(ids, *_levels(values)), values.logsumexp(-1), how)
-    drawn = torch.multinomial(logits.softmax(-1), min(how.count, LEVELS - 1), replacement=True, generator=generator)
+    drawn = torch.multinomial(
+        logits.softmax(-1).cpu(), min(how.count, LEVELS - 1), replacement=True, generator=generator
+    )
     ids, counts = _counted(drawn, how)
     return _packed(ids, counts, None, None, None, how)
 

@@ -33,7 +33,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     task = registry.load("tasks", recipe.task)
     data, settings = inputs["data"], recipe.teach
     splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
-    model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
+    model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK).to(transformers.device())
     members = ensemble.members(settings.members, task, data.facts["labels"], recipe.data.max_length)
     identity = cache.identity(
         task=recipe.task,
@@ -208,12 +208,15 @@ def knowledge(
     vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """One batch of what the teacher knows: outputs in float32, the rest in float16, per token without padding."""
-    inputs = transformers.pad(encoded, pad_token_id, task.INPUTS)
+    place = next(model.parameters()).device
+    inputs = {name: one.to(place) for name, one in transformers.pad(encoded, pad_token_id, task.INPUTS).items()}
     states = [kind for kind in kinds if not sparse.is_kind(kind)]
     with torch.inference_mode(), capture(model, states) if states else nullcontext({}) as captured:
         logits = task.logits(model(**inputs), inputs).float()
     found: dict[str, Any] = {
-        "logits": transformers.gather(task, [task.take(one, row) for one, row in zip(logits, encoded, strict=True)])
+        "logits": transformers.gather(
+            task, [task.take(one, row).cpu() for one, row in zip(logits, encoded, strict=True)]
+        )
     }
     tokens = [transformers.length(row) for row in encoded]
     for kind in kinds:
@@ -224,7 +227,7 @@ def knowledge(
                 draws.manual_seed(hash(tuple(row["input_ids"])) % 2**63)  # of the row alone, whatever its batch
                 found[kind].append(sparse.encode(one[task.places(row)], how, draws))
             continue
-        value = captured[kind].half()
+        value = captured[kind].half().cpu()
         if value.dim() == 2:
             found[kind] = value
         elif value.dim() == 4:  # attention maps [B, heads, S, S]

@@ -58,6 +58,12 @@ def load_teacher(teacher: Any, auto_task: str) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def device() -> torch.device:
+    """Where models that are not trained run: the accelerator, if there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
 def length(row: Encoded) -> int:
     """Tokens of an encoded row; 0 for an image."""
     return len(row["input_ids"]) if "input_ids" in row else 0

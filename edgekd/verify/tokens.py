@@ -3,8 +3,8 @@
 Each test row is read in one piece and gives the perplexity. Each golden prompt is continued greedily and compared,
 token by token, with what the Program wrote: where another token comes, the Program's own lead of its token over the
 next says whether that was a tie (a lead of no more than twice the bound of an output) or a difference; the Program's
-token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece. Facts have the
-shape of those of any other artefact; the verdict is ``gate.py``'s.
+token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece. Facts
+have the shape of those of any other artefact; the verdict is ``gate.py``'s.
 """
 
 from __future__ import annotations
