@@ -153,7 +153,9 @@ class _Chunked(torch.autograd.Function):
                 bias_g[:size] += gradient.sum(0)
         ctx.gradients, ctx.dtypes = (hidden_g, weight_g, bias_g), (hidden_ND.dtype, weight_VD.dtype)
         ctx.mark_non_differentiable(parts)
-        return (parts[0] + parts[1]).float(), parts / parts.new_tensor([how.soft or 1, how.hard or 1, 1])
+        return (parts[0] + parts[1]).float().to(hidden_ND.device), parts / parts.new_tensor(
+            [how.soft or 1, how.hard or 1, 1]
+        )
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
