@@ -29,6 +29,7 @@ from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, Edgekd
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
 from edgekd.tasks._contract import generates
+from edgekd.teach import endpoint
 from edgekd.verify import gate
 
 ORDER = ("data", "teach", "distill", "quantize", "export", "verify", "bench", "report")
@@ -36,30 +37,36 @@ ORDER = ("data", "teach", "distill", "quantize", "export", "verify", "bench", "r
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table. ``reads`` are the recipe paths its function may see and its key covers."""
+    """One row of the table. ``reads`` are the recipe paths its function may see and its key covers.
+
+    ``means`` are paths that it may see as well, and that change how a result is come by, never what it is.
+    """
 
     run: str
     version: int
     reads: tuple[str, ...]
     distributions: tuple[str, ...] = ()
     isolated: bool = False
+    means: tuple[str, ...] = ()
     shared: bool = False  # all processes of `accelerate launch` work on it
 
 
 TRAINING = ("torch", "transformers", "numpy")
 TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
 QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
-DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", "teacher"), ("pandas", "transformers", "tokenizers"))
+TEACHER = tuple(f"teacher.{name}" for name in recipes.Teacher.model_fields if name != "endpoint")
+DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", *TEACHER), ("pandas", "transformers", "tokenizers"))
 TEACH = Stage(
     "edgekd.teach.stage:run",
     2,
-    ("task", "seed", "data.max_length", "teacher", "teach", "needs"),
+    ("task", "seed", "data.max_length", *TEACHER, "teach", "needs"),
     (*TRAINING, "accelerate"),
 )
+ASK = Stage("edgekd.teach.endpoint:run", 1, endpoint.READS, means=endpoint.MEANS)  # a teacher behind an address
 DISTILL = Stage(
     "edgekd.distill.stage:run",
     2,
-    ("task", "seed", "data.max_length", "teacher", "teach.online", "teach.tokens", *TRAINED),
+    ("task", "seed", "data.max_length", *TEACHER, "teach.online", "teach.tokens", *TRAINED),
     (*TRAINING, "accelerate"),
     shared=True,
 )
@@ -71,7 +78,7 @@ QUANTIZE = Stage(
         "task",
         "seed",
         "data.max_length",
-        "teacher",
+        *TEACHER,
         "teach.online",
         "distill.temperature",
         "gate.max_accuracy_drop",
@@ -87,7 +94,7 @@ VERIFY = Stage(
     ("task", "data.max_length", "verify.samples", "verify.slow_samples"),
     isolated=True,
 )
-BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", "teacher"))
+BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", *TEACHER))
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
@@ -178,7 +185,11 @@ def steps(recipe: Recipe) -> list[Step]:
     base = {"data": "data", "teach": "teach"}
     student = {"student": recipe.distill.student.model}
     members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
-    table = [Step("data", DATA, sources=sources), Step("teach", TEACH, {"data": "data"}, sources=members)]
+    if recipe.teacher.model:
+        first = Step("data", DATA, sources=sources)
+    else:  # an endpoint's tokenizer is nobody's business: the student's own counts
+        first = Step("data", replace(DATA, reads=(*DATA.reads, "distill.student.model")), sources=sources | student)
+    table = [first, Step("teach", ASK if recipe.teacher.endpoint else TEACH, {"data": "data"}, sources=members)]
     for kind in ("student", "baseline") if recipe.distill.baseline and recipe.distill.max_steps != 0 else ("student",):
         table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
     distilled = {"distill": "distill-student"}
@@ -217,7 +228,9 @@ def _schemes(recipe: Recipe) -> list[str]:
 
 
 def _check(recipe: Recipe) -> None:
-    if not recipe.teacher.model:
+    if recipe.teacher.endpoint:
+        endpoint.check(recipe, generates=generates(registry.load("tasks", recipe.task)))
+    elif not recipe.teacher.model:
         raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
@@ -371,7 +384,7 @@ def _make(
     job = isolate.Job(
         run=step.row.run,
         recipe=recipes.dump(recipe),
-        reads=list(step.row.reads),
+        reads=[*step.row.reads, *step.row.means],
         parents={name: str(result.steps[parent].path) for name, parent in step.parents.items()},
         variant=dict(step.variant),
         out=str(out),

@@ -7,9 +7,11 @@ imports nothing that is slow. Relative paths in it are taken from the working di
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import pydantic
 import yaml
@@ -27,6 +29,100 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Endpoint(Section):
+    """A teacher behind an OpenAI-compatible address: it answers prompts, and the student learns its answers."""
+
+    base_url: str = Field(description="Address of the API, e.g. http://localhost:8000/v1.")
+    model: str = Field(description="The model's name there.")
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY", description="NAME of the environment variable that holds the key; null: the server has none."
+    )
+    kind: Literal["chat", "completion"] = Field("chat", description="Messages, or text that the model goes on with.")
+    system: str | None = Field(None, description="System message to the teacher; the student does not see it.")
+    max_tokens: int = Field(256, ge=1, description="Longest answer; a longer one is cut, kept and marked.")
+    limit_by: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the server calls that limit."
+    )
+    temperature: float | None = Field(0.0, ge=0, description="Of sampling; null: the server's own.")
+    samples: int = Field(1, ge=1, le=100, description="Answers to each prompt; several need a temperature above 0.")
+    body: dict[str, Any] = Field(default_factory=dict, description="Further fields of a request, e.g. {top_p: 0.9}.")
+    logprobs: int = Field(0, ge=0, description="Top log-probabilities of each token, where the server offers them.")
+    rationale: bool = Field(False, description="Ask for the reasoning too, and teach it as a second task.")
+    rationale_template: str = Field(
+        "{prompt}\n\nExplain step by step, in a few sentences, how to find the answer.",
+        description="What the teacher is asked for it; {prompt} is the prompt, or the last message of a conversation.",
+    )
+    rationale_prefix: str = Field(
+        "Explain your reasoning: ", description="What comes before the student's prompt where it learns the reasoning."
+    )
+    max_failed: float = Field(
+        0.01, ge=0, le=1, description="Share of requests that may stay without an answer; above it the step fails."
+    )
+    max_tokens_total: int | None = Field(None, ge=1, description="Budget for all answers: prompt and answer tokens.")
+    max_cost: float | None = Field(None, gt=0, description="Budget for all answers, in the currency of the prices.")
+    price_in: float | None = Field(None, ge=0, description="Price of a million prompt tokens.")
+    price_out: float | None = Field(None, ge=0, description="Price of a million answer tokens.")
+    concurrency: int = Field(4, ge=1, le=1024, description="Requests at the same time.")
+    timeout_seconds: float = Field(120, gt=0, description="A request that takes longer is tried again.")
+    retries: int = Field(5, ge=0, description="Tries after the first, with growing pauses, before a request fails.")
+    cache: str | None = Field(None, description="Folder of answers that several runs share; default: the step's own.")
+    offline: bool = Field(False, description="Answer from the cache alone, and fail where something is missing.")
+
+    @pydantic.field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, url: str) -> str:
+        # BadInput and not ValueError, here and below: pydantic would repeat the value, which may be a key.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput("is no address", where="teacher.endpoint.base_url", todo="Write http://HOST:PORT/v1.")
+        if parts.username or parts.password or parts.query:
+            raise BadInput(
+                "has a password or a query in it",
+                where="teacher.endpoint.base_url",
+                todo="Put the key into an environment variable and name that in api_key_env.",
+            )
+        return url.rstrip("/")
+
+    @pydantic.field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+            raise BadInput(
+                "is not the name of an environment variable (capitals, digits, _)",
+                where="teacher.endpoint.api_key_env",
+                todo="If it was the key itself: keys do not belong into recipes.",
+            )
+        return name
+
+    @pydantic.field_validator("body")
+    @classmethod
+    def _has_no_field_of_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        ours = {"model", "messages", "prompt", "stream", "n", "echo", "max_tokens", "max_completion_tokens"}
+        both = sorted(body.keys() & (ours | {"temperature", "logprobs", "top_logprobs"}))
+        if both:
+            raise ValueError(f"{both[0]} is set by another field of teacher.endpoint, or is not possible")
+        return body
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Endpoint:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are the same answer: raise it, or set samples: 1")
+        if self.system is not None and self.kind == "completion":
+            raise ValueError("a completion has no system message: set kind: chat, or drop system")
+        if "{prompt}" not in self.rationale_template:
+            raise ValueError("rationale_template has no {prompt} in it")
+        if self.max_cost is not None and (self.price_in is None or self.price_out is None):
+            raise ValueError("max_cost needs price_in and price_out, per million tokens")
+        return self
+
+
+# What of an endpoint changes how the answers are come by, and not what they are: no part of a step's key.
+ENDPOINT_MEANS = (
+    "base_url", "api_key_env", "limit_by", "max_failed", "max_tokens_total", "max_cost", "price_in", "price_out",
+    "concurrency", "timeout_seconds", "retries", "cache", "offline",
+)  # fmt: skip
+
+
 class Teacher(Section):
     """The large model whose knowledge is distilled."""
 
@@ -34,6 +130,9 @@ class Teacher(Section):
     revision: str | None = Field(None, description="Hub revision (commit, tag or branch) of the teacher.")
     tokenizer: str | None = Field(None, description="Folder or hub id of its tokenizer, if not the teacher's own.")
     trust_remote_code: bool = Field(False, description="Allow the teacher's repository to run its own code.")
+    endpoint: Endpoint | None = Field(
+        None, description="Who answers instead; `model` then is only what the student starts from."
+    )
 
 
 class Augment(Section):
@@ -541,7 +640,9 @@ def _refuse_duplicates(node: Any, where: str) -> None:
 
 def _explain(error: pydantic.ValidationError, node: Any, where: str) -> BadInput:
     """The first validation problem in plain words, with its line when it came from the file."""
-    first = error.errors()[0]
+    first = min(
+        error.errors(), key=lambda one: one["type"] != "extra_forbidden"
+    )  # a misspelt key is also a missing one
     path = [str(part) for part in first["loc"]]
     line = ""
     for part in path:
@@ -555,16 +656,23 @@ def _explain(error: pydantic.ValidationError, node: Any, where: str) -> BadInput
         hint = closest(path[-1], known)
         return BadInput(f"unknown key '{dotted}'", where=where + line, todo=f"Known here: {', '.join(known)}.{hint}")
     got = first.get("input")
+    shown = "" if isinstance(got, dict) else f" (got {got!r})"  # a whole section helps nobody, and may hold a secret
     message = first["msg"][0].lower() + first["msg"][1:]
-    return BadInput(f"{dotted}: {message} (got {got!r})", where=where + line, todo="`edgekd schema` lists the fields.")
+    return BadInput(f"{dotted}: {message}{shown}", where=where + line, todo="`edgekd schema` lists the fields.")
 
 
 def _fields(path: list[str]) -> set[str]:
     model: Any = Recipe
     for part in path:
         field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
+        model = _section(field.annotation) if field else None
+        if model is None:
             return set()
-        model = kind
     return set(model.model_fields)
+
+
+def _section(kind: Any) -> type[Section] | None:
+    """The section that a field holds, also where it may be null."""
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return kind
+    return next((found for one in get_args(kind) if (found := _section(one))), None)

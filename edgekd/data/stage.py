@@ -68,12 +68,15 @@ def read_split(data: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")] if text else []  # texts may hold U+2028: no splitlines
 
 
+def _model(recipe: Recipe) -> str:
+    """Whose configuration and tokenizer count: the teacher's, or those of the student that an endpoint teaches."""
+    return str(recipe.teacher.model or recipe.distill.student.model)
+
+
 def _config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
-    teacher = recipe.teacher
-    assert teacher.model is not None
-    name = teacher.model
+    teacher, name = recipe.teacher, _model(recipe)
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise BadInput("has no config.json, so it is no model folder", where=name, todo="Give a transformers folder.")
@@ -90,7 +93,7 @@ def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, 
     if "input_ids" not in task.INPUTS:
         from transformers import AutoImageProcessor
 
-        name, teacher = str(recipe.teacher.model), recipe.teacher
+        name, teacher = _model(recipe), recipe.teacher
         try:
             images = AutoImageProcessor.from_pretrained(teacher.tokenizer or name, revision=teacher.revision)
         except Exception as error:
@@ -113,7 +116,7 @@ def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, 
 def _tokenizer(recipe: Recipe, config: Any) -> Any:
     from transformers import AutoTokenizer
 
-    teacher, name = recipe.teacher, str(recipe.teacher.model)
+    teacher, name = recipe.teacher, _model(recipe)
     options = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(teacher.tokenizer or name, **options)

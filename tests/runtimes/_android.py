@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from _material import ROOT
-from test_cpp_tokenizer import Both, Row
+from _rows import InOneGo
+from test_cpp_tokenizer import Row
 
 ANDROID = ROOT / "runtimes" / "android"
 sys.path.insert(0, str(ANDROID))
@@ -80,7 +81,7 @@ def utf16(text: str) -> list[int]:
     return places
 
 
-class KotlinAndPython(Both):
+class KotlinAndPython(InOneGo):
     """One tokenizer, as Kotlin and as Python runs it; offsets count in UTF-16."""
 
     def __init__(self, command: Sequence[str], tokenizer: Any, folder: Path) -> None:
@@ -95,7 +96,7 @@ class KotlinAndPython(Both):
             self.python.no_truncation()
         else:
             self.python.enable_truncation(row.max_length, strategy=row.truncation)
-        found = self.python.encode(row.text, row.pair, add_special_tokens=not getattr(row, "bare", None))
+        found = self.python.encode(row.text, row.pair, add_special_tokens=not row.bare)
         places = [utf16(row.text), utf16(row.pair or "")]
         offsets = zip(found.sequence_ids, found.offsets, strict=True)
         return {
@@ -105,18 +106,3 @@ class KotlinAndPython(Both):
             "type_ids": found.type_ids,
             "texts": [-1 if of is None else of for of in found.sequence_ids],
         }
-
-    def mismatches(self, rows: Iterable[Row]) -> tuple[int, list[str]]:
-        """Some rows at once: the program answers while the next are written."""
-        assert self.process.stdin and self.process.stdout
-        count, different, waiting = 0, [], list(rows)
-        for start in range(0, len(waiting), 16):
-            some = waiting[start : start + 16]
-            self.process.stdin.write("".join(row.asked() for row in some))
-            self.process.stdin.flush()
-            for row in some:
-                count += 1
-                kotlin, python = json.loads(self.process.stdout.readline()), self.python_answer(row)
-                if kotlin != python:
-                    different.append(f"{row!a}\n  Kotlin {kotlin}\n  Python {python}")
-        return count, different

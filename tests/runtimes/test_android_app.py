@@ -172,7 +172,7 @@ def test_a_real_run_answers_as_it_did(folder: Path | None, answer: list[str], to
         bound=target.golden_bound(scheme, max(flat) - min(flat)),
         verdict={"verdict": "none", "reasons": []},
         measured={},
-        provenance={"edgekd": "0", "teacher": "t"},
+        provenance={"edgekd": "0", "teacher": "t", "license": None, "tools": {}},
         extra={},
     )
     texts = [*TEXTS, *golden["texts"], *data_texts("restaurant8k" if tags else "banking77")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any
 
 import pytest
 from _android import ANDROID, KotlinAndPython, android_tools, compiled, core, java, tool
+from _rows import TWENTY, pairs_and_lengths, seeded_rows
+from hypothesis import given, settings
 from test_cpp_tokenizer import (
     CHARACTERS,
     EXTRA,
     HARD,
+    LAX,
     MADE,
     REAL,
-    SNIPPETS,
     Row,
     check_characters,
     real_lines,
@@ -48,14 +49,12 @@ def both(
 
 
 def test_hard_texts(both: KotlinAndPython) -> None:
-    both.check(Row(text) for text in HARD + EXTRA)
+    both.check(Row(text, bare=bare) for text in HARD + EXTRA for bare in (None, True))
     both.check(Row(text + " " + other) for text, other in itertools.permutations(HARD, 2))
 
 
 def test_pairs_and_lengths(both: KotlinAndPython) -> None:
-    chance = random.Random(0)
-    lengths = [None, *range(6, 24), 64]
-    both.check(Row(chance.choice(HARD), chance.choice([None, *HARD]), chance.choice(lengths)) for _ in range(1500))
+    both.check(pairs_and_lengths())
 
 
 def test_every_character(both: KotlinAndPython, request: pytest.FixtureRequest) -> None:
@@ -74,30 +73,16 @@ def test_real_lines(both: KotlinAndPython) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_hundred_thousand_strings(name: str, command: list[str], tmp_path: Path) -> None:
-    """Seeded: pieces of hard texts, words and characters of any plane, alone and as pairs, at any length."""
-    chance = random.Random(name)
     one = KotlinAndPython(command, {**MADE, **REAL}[name](), tmp_path)
-
-    def text() -> str:
-        pieces = []
-        for _ in range(chance.randrange(6)):
-            kind = chance.randrange(4)
-            if kind == 0:
-                pieces.append(chance.choice(SNIPPETS)[: chance.randrange(40)])
-            elif kind == 1:
-                pieces.append("".join(chance.choices(CHARACTERS, k=chance.randrange(8))))
-            elif kind == 2:
-                pieces.append("".join(chance.choices(CHARACTERS[:0x3100], k=chance.randrange(12))))
-            else:
-                pieces.append("".join(chance.choices("abcdeEIOU'  .,!-\u00e9\u0301\u4e2d123", k=chance.randrange(20))))
-        return "".join(pieces)
-
-    def row() -> Row:
-        pair = text() if chance.randrange(4) == 0 else None
-        return Row(text(), pair, chance.choice([None, None, *range(5, 40)]))
-
-    assert one.check(row() for _ in range(100_000)) == 100_000
+    assert one.check(seeded_rows(name, 100_000)) == 100_000
     one.close()
+
+
+@pytest.mark.parametrize("both", KINDS, indirect=True)
+@settings(max_examples=1250, deadline=None, suppress_health_check=LAX, database=None)
+@given(rows=TWENTY)
+def test_very_many_texts(both: KotlinAndPython, rows: list[Row]) -> None:
+    both.check(rows)
 
 
 def test_half_of_a_pair_of_surrogates_is_replaced(command: list[str], tmp_path: Path) -> None:

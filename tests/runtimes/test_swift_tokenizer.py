@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _rows import TWENTY, InOneGo, pairs_and_lengths, seeded_rows
 from _swift import HELPERS, PACKAGE, Swift, toolchain
 from hypothesis import given, settings
 from test_cpp_tokenizer import (
@@ -23,7 +22,6 @@ from test_cpp_tokenizer import (
     MADE,
     QUICK,
     REAL,
-    ROWS,
     SOURCES,
     Both,
     Row,
@@ -80,17 +78,7 @@ def workshop(swift: Swift) -> Iterator[Path]:
         yield folder
 
 
-@dataclass(frozen=True)
-class Bare(Row):
-    """Without the special tokens around a text."""
-
-    bare: bool = True
-
-    def asked(self) -> str:
-        return json.dumps({**json.loads(super().asked()), "bare": True}) + "\n"
-
-
-class BothInSwift(Both):
+class BothInSwift(InOneGo):
     """One tokenizer, as Swift and as Python runs it."""
 
     def __init__(self, swift: Swift, workshop: Path, tokenizer: Any, name: str) -> None:
@@ -100,21 +88,6 @@ class BothInSwift(Both):
         tokenizer.save(str(self.file))
         command = swift.command(workshop, workshop / "tokenize", self.file)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-
-    def python_answer(self, row: Row) -> dict[str, Any]:
-        """With the text of each token."""
-        if row.max_length is None:
-            self.python.no_truncation()
-        else:
-            self.python.enable_truncation(row.max_length, strategy=row.truncation)
-        found = self.python.encode(row.text, row.pair, add_special_tokens=not isinstance(row, Bare))
-        return {
-            "ids": found.ids,
-            "offsets": [list(span) for span in found.offsets],
-            "special_mask": found.special_tokens_mask,
-            "type_ids": found.type_ids,
-            "texts": [-1 if text is None else text for text in found.sequence_ids],
-        }
 
 
 @pytest.fixture(
@@ -129,18 +102,13 @@ def both(request: pytest.FixtureRequest, swift: Swift, workshop: Path) -> Iterat
 
 
 def test_hard_texts(both: Both) -> None:
-    both.check(kind(text) for text in HARD + EXTRA for kind in (Row, Bare))
-    both.check(Bare(text, other) for text, other in itertools.pairwise(HARD))
+    both.check(Row(text, bare=bare) for text in HARD + EXTRA for bare in (None, True))
+    both.check(Row(text, other, bare=True) for text, other in itertools.pairwise(HARD))
     both.check(Row(text + " " + other) for text, other in itertools.permutations(HARD, 2))
 
 
 def test_pairs_and_lengths(both: Both) -> None:
-    chance = random.Random(0)
-    rows = []
-    for _ in range(1500):
-        text, pair = chance.choice(HARD), chance.choice([None, *HARD])
-        rows.append(Row(text, pair, chance.choice([None, *range(6, 24), 64])))
-    both.check(rows)
+    both.check(pairs_and_lengths())
 
 
 def test_every_character(both: Both) -> None:
@@ -159,11 +127,18 @@ def test_real_lines(both: Both) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+def test_a_hundred_thousand_strings(both: Both) -> None:
+    """Seeded."""
+    assert both.check(seeded_rows(both.file.stem, 100_000)) == 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("both", sorted(QUICK), indirect=True)
-@settings(max_examples=25_000, deadline=None, suppress_health_check=LAX, database=None)
-@given(row=ROWS)
-def test_very_many_texts(both: Both, row: Row) -> None:
-    both.check([row])
+@settings(max_examples=1250, deadline=None, suppress_health_check=LAX, database=None)
+@given(rows=TWENTY)
+def test_very_many_texts(both: Both, rows: list[Row]) -> None:
+    both.check(rows)
 
 
 # --- what is refused ---

@@ -63,7 +63,11 @@ Encoding Tokenizer::encode_pair(std::string_view first, std::string_view second,
 }
 
 Encoding Tokenizer::encode_bare(std::string_view text) const {
-  return finished({{0, {}, 0}}, tokens_of(text), nullptr, kUnlimited, Truncation::kLongestFirst);
+  Template bare;
+  for (const Slot& slot : post_processor_.single) {
+    if (slot.text) bare.push_back(slot);
+  }
+  return finished(bare, tokens_of(text), nullptr, kUnlimited, Truncation::kLongestFirst);
 }
 
 std::vector<Piece> Tokenizer::pieces_of(std::string_view text) const {

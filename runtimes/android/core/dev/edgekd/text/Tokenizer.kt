@@ -36,8 +36,10 @@ internal class Tokenizer(
     ) = finished(postProcessor.pair, AlignedText.of(first), AlignedText.of(second), maxLength, truncation)
 
     /** In full and without special tokens. */
-    fun encodeBare(text: String) =
-        finished(listOf(Slot(0, IntArray(0), 0)), AlignedText.of(text), null, Int.MAX_VALUE, Truncation.LONGEST_FIRST)
+    fun encodeBare(text: String): Encoding {
+        val bare = postProcessor.single.filter { it.text != null }
+        return finished(bare, AlignedText.of(text), null, Int.MAX_VALUE, Truncation.LONGEST_FIRST)
+    }
 
     private fun specialsOf(slots: List<Slot>) = slots.sumOf { it.ids.size }
 
