@@ -119,7 +119,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {"architecture": config.model_type, "blocks": kinds, "context": config.max_position_embeddings, **words}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "blocks": kinds,
+        "context": config.max_position_embeddings,
+        "max_length": max_length,
+        **words,
+    }
 
 
 def packed(weight_q: np.ndarray, scale_OG: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -234,6 +241,7 @@ def _rows(name: str, config: Any, count: int) -> np.ndarray | None:
 
 def _describe(writer: Any, gguf: Any, config: Any) -> None:
     """Sizes, norms and rotations. Raises BadInput for what llama.cpp would ignore."""
+    writer.add_type("model")
     writer.add_name("edgekd student")
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)

@@ -81,7 +81,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     kinds = rewritten(model, numbers, config) if numbers else {}
     (out / DATA).unlink(missing_ok=True)
     onnx.save(model, out / FILE, save_as_external_data=True, location=DATA, size_threshold=1024)
-    return {"architecture": config.model_type, "kernels": kinds, "context": config.max_position_embeddings}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "kernels": kinds,
+        "context": config.max_position_embeddings,
+        "max_length": max_length,
+        "caveats": [],
+    }
 
 
 def _build(source: Path, out: Path) -> None:
