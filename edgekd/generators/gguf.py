@@ -119,7 +119,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {"architecture": config.model_type, "blocks": kinds, "context": config.max_position_embeddings, **words}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "blocks": kinds,
+        "context": config.max_position_embeddings,
+        "max_length": max_length,
+        **words,
+    }
 
 
 def packed(weight_q: np.ndarray, scale_OG: np.ndarray, name: str) -> tuple[np.ndarray, str]:
@@ -145,7 +152,9 @@ def packed(weight_q: np.ndarray, scale_OG: np.ndarray, name: str) -> tuple[np.nd
     if scale_OG.shape[1] == 1:
         body, kind = rows.view(np.uint8), "Q8_0"
     else:
-        unsigned = (rows + 8).astype(np.uint8)  # the first half of a block in low nibbles, the second in high ones
+        unsigned: np.ndarray = (rows + 8).astype(
+            np.uint8
+        )  # the first half of a block in low nibbles, the second in high ones
         body, kind = unsigned[..., : BLOCK // 2] | unsigned[..., BLOCK // 2 :] << 4, "Q4_0"
     return np.concatenate([scale_bytes, body], -1).reshape(outputs, -1), kind
 
@@ -232,6 +241,7 @@ def _rows(name: str, config: Any, count: int) -> np.ndarray | None:
 
 def _describe(writer: Any, gguf: Any, config: Any) -> None:
     """Sizes, norms and rotations. Raises BadInput for what llama.cpp would ignore."""
+    writer.add_type("model")
     writer.add_name("edgekd student")
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -385,13 +395,12 @@ class Session:
         self._lib = lib = require("llama_cpp", extra)
         errors: list[str] = []
 
-        @lib.llama_log_callback
         def note(level: int, text: bytes, user: Any) -> None:
             if level == LOG_ERROR:
                 errors.append(text.decode(errors="replace").strip())
 
-        self._note = note  # C holds no reference
-        lib.llama_log_set(note, None)
+        self._note = lib.llama_log_callback(note)  # C holds no reference
+        lib.llama_log_set(self._note, None)
         options = lib.llama_model_default_params()
         options.n_gpu_layers = 0
         self._model = lib.llama_model_load_from_file(str(artifact / FILE).encode(), options)
@@ -429,7 +438,7 @@ class Session:
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
-        return self._run(ids, every=False)[-1]  # type: ignore[no-any-return]
+        return self._run(ids, every=False)[-1]
 
     def score(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after each of these tokens, float32 [S, V]."""
@@ -473,7 +482,8 @@ class Session:
                 if self._batch.logits[i]:
                     logits = self._lib.llama_get_logits_ith(self._context, i)
                     found.append(np.ctypeslib.as_array(logits, (self.width,)).copy())
-        return np.stack(found)
+        all_of_them: np.ndarray = np.stack(found)
+        return all_of_them
 
 
 def open_session(artifact: Path, *, threads: int = 1) -> Session:

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     kinds = rewritten(model, numbers, config) if numbers else {}
     (out / DATA).unlink(missing_ok=True)
     onnx.save(model, out / FILE, save_as_external_data=True, location=DATA, size_threshold=1024)
-    return {"architecture": config.model_type, "kernels": kinds, "context": config.max_position_embeddings}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "kernels": kinds,
+        "context": config.max_position_embeddings,
+        "max_length": max_length,
+        "caveats": [],
+    }
 
 
 def _build(source: Path, out: Path) -> None:
@@ -114,88 +122,105 @@ def rewritten(model: Any, numbers: Numbers, config: Any) -> dict[str, int]:
 
     Raises StepFailed where a matrix of the Program found no place: the builder's graph is not the one known here.
     """
-    import numpy as np
-    from onnx import helper, numpy_helper
-
-    graph = model.graph
-    floats = {one.name: one for one in graph.initializer}
+    made = _Rewritten(model.graph, numbers)
     tied = HEAD not in numbers and config.tie_word_embeddings
-    nodes, kinds, placed = [], {}, set()
-    gone: set[str] = set()
+    for node in model.graph.node:
+        name = _matrix(node)
+        parts = _parts(name, tied) if name else []
+        held = [part for part in parts if part in numbers]
+        if node.op_type == "Gather" and node.name.endswith("embed_tokens/Gather") and TABLE in numbers:
+            made.lookup(node)
+        elif not held:
+            made.nodes.append(node)
+        elif held == parts and len({numbers[part][1].shape[1] for part in parts}) == 1:
+            made.product(node, name, parts, node.output[0])
+        else:
+            made.apart(node, parts, _heads(config))
+    lost = numbers.keys() - made.placed
+    if lost:
+        raise StepFailed(f"the builder's graph has no '{min(lost)}'", where="onnxruntime-genai")
+    made.finish()
+    return dict(made.kinds)
 
-    def hold(name: str, array: np.ndarray) -> str:
-        if name not in floats:
-            floats[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
-            graph.initializer.append(floats[name])
+
+class _Rewritten:
+    """The builder's graph while its floats give way: nodes so far, counted by kind, and the matrices they hold."""
+
+    def __init__(self, graph: Any, numbers: Numbers) -> None:
+        self.graph, self.numbers = graph, numbers
+        self.nodes: list[Any] = []
+        self.kinds: Counter[str] = Counter()
+        self.placed: set[str] = set()
+        self.floats = {one.name: one for one in graph.initializer}
+
+    def hold(self, name: str, array: np.ndarray) -> str:
+        """The name of an initializer, made where it is not there yet."""
+        import numpy as np
+        from onnx import numpy_helper
+
+        if name not in self.floats:
+            self.floats[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def product(node: Any, source: str, target: str, name: str, parts: Sequence[str]) -> Any:
-        weight_q, scale_OG = (np.concatenate(both) for both in zip(*(numbers[part] for part in parts), strict=True))
-        bits, block, blocks, scales = packed(weight_q, scale_OG)
-        base = WORDS if parts == [TABLE] else f"{name}.q{bits}"
-        kinds[f"MatMulNBits {bits}"] = kinds.get(f"MatMulNBits {bits}", 0) + 1
-        placed.update(parts)
-        return helper.make_node(
-            "MatMulNBits",
-            [source, hold(base, blocks), hold(f"{base}.scale", scales)],
-            [target],
-            name=f"{node.name}/{name}",
-            domain=MICROSOFT,
-            K=weight_q.shape[1],
-            N=len(weight_q),
-            bits=bits,
-            block_size=block,
-            accuracy_level=ACCURACY_LEVEL,
-        )
+    def add(self, kind: str, inputs: Sequence[str], output: str, name: str, **attributes: Any) -> None:
+        """A node more; with a domain it is one of ours."""
+        from onnx import helper
 
-    for node in graph.node:
-        name = _matrix(node)
-        if node.op_type == "Transpose" and node.input[0].startswith(HEAD):
-            continue  # the tied table in floats
-        if node.op_type == "Gather" and node.name.endswith("embed_tokens/Gather") and TABLE in numbers:
-            gone.add(node.input[0])
-            bits, block, blocks, scales = packed(*numbers[TABLE])
-            words, scale = hold(WORDS, blocks), hold(f"{WORDS}.scale3", scales[..., None])
-            placed.add(TABLE)
-            kinds["GatherBlockQuantized"] = 1
-            lookup = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
-            rows = f"{node.output[0]}/blocks"
-            inputs = [words, node.input[1], scale]
-            nodes += [
-                helper.make_node("GatherBlockQuantized", inputs, [rows], name=node.name, domain=MICROSOFT, **lookup),
-                helper.make_node("Reshape", [rows, hold("joined", np.array([0, 0, -1]))], [node.output[0]]),
-            ]
-            continue
-        parts = _parts(name, tied) if name else []
-        if not any(part in numbers for part in parts):
-            nodes.append(node)
-            continue
-        source, target = node.input[0], node.output[0]
-        if all(part in numbers for part in parts) and len({numbers[part][1].shape[1] for part in parts}) == 1:
-            nodes.append(product(node, source, target, name, parts))
-            gone.add(node.input[1])
-            continue
-        outputs = []  # query, key and value of several kinds: a product each
-        whole, start = numpy_helper.to_array(floats[node.input[1]]), 0
-        for part, rows in zip(parts, _heads(config), strict=True):
-            outputs.append(f"{target}/{part}")
-            if part in numbers:
-                nodes.append(product(node, source, outputs[-1], part, [part]))
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+        if "domain" in attributes:
+            self.kinds[f"{kind} {attributes['bits']}"] += 1
+
+    def product(self, node: Any, name: str, parts: Sequence[str], target: str) -> None:
+        """``target`` = the input of ``node`` times the matrices ``parts``, one above the other, called ``name``."""
+        import numpy as np
+
+        weight_q, scale_OG = (np.concatenate(both) for both in zip(*map(self.numbers.get, parts), strict=True))
+        bits, block, blocks, scales = packed(weight_q, scale_OG)
+        base = WORDS if list(parts) == [TABLE] else f"{name}.q{bits}"
+        inputs = [node.input[0], self.hold(base, blocks), self.hold(f"{base}.scale", scales)]
+        size = {"K": weight_q.shape[1], "N": len(weight_q), "bits": bits, "block_size": block}
+        self.add("MatMulNBits", inputs, target, name, domain=MICROSOFT, accuracy_level=ACCURACY_LEVEL, **size)
+        self.placed.update(parts)
+
+    def lookup(self, node: Any) -> None:
+        """Rows of the word table by block; a tied head reads the same initializer."""
+        import numpy as np
+
+        bits, block, blocks, scales = packed(*self.numbers[TABLE])
+        rows = f"{node.output[0]}/blocks"
+        inputs = [self.hold(WORDS, blocks), node.input[1], self.hold(f"{WORDS}.scale3", scales[..., None])]
+        size = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+        self.add("GatherBlockQuantized", inputs, rows, node.name, domain=MICROSOFT, **size)
+        joined = self.hold("joined_blocks", np.array([0, 0, -1]))
+        self.add("Reshape", [rows, joined], node.output[0], f"{node.name}/Reshape")
+        self.placed.add(TABLE)
+
+    def apart(self, node: Any, parts: Sequence[str], heights: Sequence[int]) -> None:
+        """Query, key and value of several kinds: a product each, floats as the builder wrote them."""
+        from onnx import numpy_helper
+
+        whole, target = numpy_helper.to_array(self.floats[node.input[1]]), node.output[0]
+        outputs, start = [f"{target}/{part}" for part in parts], 0
+        for part, rows, output in zip(parts, heights, outputs, strict=True):
+            if part in self.numbers:
+                self.product(node, part.replace("self_attn", "attn"), [part], output)
             else:
-                weight = hold(f"{part}.MatMul.weight", whole[:, start : start + rows])
-                nodes.append(helper.make_node("MatMul", [source, weight], [outputs[-1]], name=f"{node.name}/{part}"))
+                weight = self.hold(f"{part}.MatMul.weight", whole[:, start : start + rows])
+                self.add("MatMul", [node.input[0], weight], output, part)
             start += rows
-        nodes.append(helper.make_node("Concat", outputs, [target], axis=-1, name=f"{node.name}/Concat"))
-        gone.add(node.input[1])
-    lost = numbers.keys() - placed
-    if lost:
-        raise StepFailed(f"the builder's graph has no '{sorted(lost)[0]}'", where="onnxruntime-genai")
-    used = {name for node in nodes for name in node.input}
-    kept = [one for one in graph.initializer if one.name not in gone or one.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    return kinds
+        self.add("Concat", outputs, target, f"{node.name}/Concat", axis=-1)
+
+    def finish(self) -> None:
+        """The graph with the new nodes, and only what leads to its outputs: a float table may be left over."""
+        used = {one.name for one in self.graph.output}
+        kept = []
+        for node in reversed(self.nodes):
+            if used.intersection(node.output):
+                kept.append(node)
+                used.update(node.input)
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(reversed(kept))
+        self.graph.initializer.extend(one for name, one in self.floats.items() if name in used)
 
 
 def _matrix(node: Any) -> str:
@@ -217,7 +242,8 @@ def _parts(name: str, tied: bool) -> list[str]:
 def _heads(config: Any) -> tuple[int, int, int]:
     """Rows of query, key and value in their joined matrix."""
     size = _contract.head_dim(config)
-    return (config.num_attention_heads * size, *[config.num_key_value_heads * size] * 2)  # type: ignore[return-value]
+    shared = config.num_key_value_heads * size
+    return config.num_attention_heads * size, shared, shared
 
 
 def packed(weight_q: np.ndarray, scale_OG: np.ndarray) -> tuple[int, int, np.ndarray, np.ndarray]:
@@ -240,7 +266,7 @@ def packed(weight_q: np.ndarray, scale_OG: np.ndarray) -> tuple[int, int, np.nda
     scales = np.ascontiguousarray(np.broadcast_to(scale_OG, blocks.shape[:2]))
     if rows:
         return 8, block, blocks.view(np.uint8) ^ 128, scales
-    nibbles = (blocks + 8).astype(np.uint8)
+    nibbles: np.ndarray = (blocks + 8).astype(np.uint8)
     return 4, block, nibbles[..., ::2] | nibbles[..., 1::2] << 4, scales
 
 

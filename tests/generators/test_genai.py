@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _close import close
-from _language import HARD, model_of, program, student
+from _language import HARD, LLAMA3_ROPE, model_of, program, student
 
 from edgekd.artifact import read_json, write_json
 from edgekd.errors import BadInput
@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime_genai", reason="pip install 'edgekd[genai]'")
 SLOW = pytest.mark.slow
 KINDS = {
     "qwen3": {"kind": "qwen3"},
-    "llama": {"kind": "llama", "pre": "llama-bpe", "tied": False},
+    "llama": {"kind": "llama", "pre": "llama-bpe", "tied": False, "rope_parameters": LLAMA3_ROPE},
     "qwen2": {"kind": "qwen2", "pre": "gpt-2", "intermediate_size": 80},
 }
 

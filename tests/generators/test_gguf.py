@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _close import close
-from _language import HARD, TEMPLATE, model_of, program, student, tokenizer
+from _language import HARD, LLAMA3_ROPE, TEMPLATE, model_of, program, student, tokenizer
 from safetensors.numpy import load_file
 
 from edgekd.artifact import read_json
@@ -18,7 +18,13 @@ from edgekd.generators import _contract, gguf, stage
 reader = pytest.importorskip("gguf", reason="pip install 'edgekd[gguf]'")
 KINDS = {
     "qwen3": {"kind": "qwen3"},
-    "llama": {"kind": "llama", "pre": "llama-bpe", "tied": False, "attention_bias": True},
+    "llama": {
+        "kind": "llama",
+        "pre": "llama-bpe",
+        "tied": False,
+        "attention_bias": True,
+        "rope_parameters": LLAMA3_ROPE,
+    },
     "qwen2": {"kind": "qwen2", "pre": "gpt-2"},
 }
 
@@ -42,6 +48,8 @@ def test_file_holds_the_program(folder: Path, scheme: str, tmp_path: Path) -> No
     weights, config = _contract.read_weights(made), _contract.read_config(made)
     found = {}
     for tensor in reader.GGUFReader(artifact / gguf.FILE).tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
         name = f"{gguf._parameter(tensor.name)}.{tensor.name.rpartition('.')[2]}"
         values = reader.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         if config.model_type == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
@@ -103,8 +111,7 @@ def test_unknown_tokenizers_and_models_are_refused(tmp_path: Path) -> None:
 
 def test_llama3_rotations_are_transformers_own() -> None:
     """Plain frequencies divided by the factors in the file are those that transformers turns by."""
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    model = model_of("llama", 300, rope_parameters={**rope, "original_max_position_embeddings": 64})
+    model = model_of("llama", 300, rope_parameters=LLAMA3_ROPE)
     factors = gguf._llama3(model.config)
     plain = 5e5 ** -(np.arange(0, 16, 2) / 16)
     assert np.allclose(plain / factors, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6) and factors.max() > 4
