@@ -64,6 +64,7 @@ class Platform(Protocol):
     TASKS: frozenset[str]  # what its library has an API for
     RUNTIMES: Mapping[str, str]  # by target: the package that the app adds
     # BYTES: Mapping[str, Mapping[str, int]], optional: by target, what the runtime adds for each ABI, as measured
+    # BESIDE: tuple[str, ...], optional: folders of the bundle that do not end in an app: tests, samples
     TOKENIZERS: tuple[str, ...]  # "native": the core in runtimes/; "library": the platform's own; the default first
     USAGE: Mapping[str, str]  # by task: Markdown for the bundle's README; {name} stands for the bundle's name
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,13 @@ def text(value: Any) -> bytes:
 
 
 def manifest(
-    app: App, platform: str, place: str | None, digests: Mapping[str, str], sizes: Mapping[str, int], unverified: bool
+    app: App,
+    platform: str,
+    place: str | None,
+    digests: Mapping[str, str],
+    parts: Mapping[str, int],
+    runtime: Facts,
+    unverified: bool,
 ) -> Facts:
     """``bundle.json``."""
     return {
@@ -44,7 +50,8 @@ def manifest(
         "unverified": list(app.verdict["reasons"]) or ["the run's gate was not passed"] if unverified else [],
         "provenance": dict(app.provenance),
         "licenses": licenses(app),
-        "parts": parts(sizes, place),
+        "parts": dict(parts),
+        "runtime": dict(runtime),
         "place": place,
         "files": dict(sorted(digests.items())),
     }
@@ -62,16 +69,18 @@ def licenses(app: App) -> list[dict[str, Any]]:
     ]
 
 
-def parts(sizes: Mapping[str, int], place: str | None) -> dict[str, int]:
+def parts(sizes: Mapping[str, int], place: str | None, beside: Sequence[str] = ()) -> dict[str, int]:
     """Bytes that the bundle adds to an app, by part; the runtime's package comes on top. Code is its source.
 
-    Where ``place`` is None there is no code: all but the papers is the model.
+    Where ``place`` is None there is no code: all but the papers is the model. What lies in the folders ``beside`` does
+    not end in an app.
     """
     found = {"model": 0, "tokenizer": 0, "code": 0, "tests and papers": 0}
     inside = f"{place}/model/" if place else "model/" if place == "" else ""
     papers = {f"{inside}golden.json", "README.md", BOM}
     for name, size in sizes.items():
-        if name in papers or (place is not None and "/" not in name and name != "app.json"):
+        outside = any(name.startswith(f"{folder}/") for folder in beside)
+        if name in papers or outside or (place is not None and "/" not in name and name != "app.json"):
             kind = "tests and papers"
         elif name.startswith(inside):
             kind = "tokenizer" if "token" in name or "vocab" in name else "model"

@@ -19,6 +19,7 @@ BYTES = {  # of libexecutorch.so as react-native-executorch 0.8.5 has it; Maven'
     "executorch": {"arm64-v8a": 12_951_208, "x86_64": 17_326_928}
 }
 TOKENIZERS = ("native", "library")
+BESIDE = ("sample", "gradle", "library/src/androidTest")
 ENGINES = {"onnx": "OnnxEngine.kt", "litert": "LiteRtEngine.kt", "executorch": "ExecuTorchEngine.kt"}
 ENCODERS = {"native": "NativeEncoder.kt", "library": "LibraryEncoder.kt"}
 CODE = "library/src/main/kotlin/dev/edgekd"

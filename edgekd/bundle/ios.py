@@ -15,6 +15,7 @@ TASKS = frozenset({"text-classification", "token-classification", "question-answ
 RUNTIMES = {"coreml": "CoreML", "executorch": "executorch"}
 BYTES = {"coreml": {"arm64": 0}}  # a part of the system
 TOKENIZERS = ("native",)
+BESIDE = ("Tests", "Sample")
 
 MODULE = "EdgeApp"  # the module's name in runtimes/ios
 # Modules of the system with names that a package may have by `module` (a capital and small letters); Swift would take

@@ -41,7 +41,8 @@ def make(app: App, platform: str, out: Path, *, allow_unverified: bool = False, 
         sizes = {name: (part / name).stat().st_size for name in digests}
         unverified = app.verdict["verdict"] != "pass"
         runtime = {"package": module.RUNTIMES[app.target], "bytes": _runtime_bytes(module, app.target)}
-        stated = _provenance.manifest(app, platform, place, digests, sizes, unverified) | {"runtime": runtime}
+        parts = _provenance.parts(sizes, place, getattr(module, "BESIDE", ()))
+        stated = _provenance.manifest(app, platform, place, digests, parts, runtime, unverified)
         _put(part / _provenance.MANIFEST, _provenance.text(stated))
         if key is not None:
             _provenance.sign(part, key)
@@ -65,7 +66,7 @@ def _check(app: App, platform: str, module: Any, out: Path, allow_unverified: bo
     if not (app.artifact / "tokenizer.json").is_file():
         raise BadInput("there is no tokenizer.json, so no text can be read", where=str(app.artifact))
     if app.tokenizer == "native":
-        _native.check(app.artifact / "tokenizer.json")
+        _native.check(app.artifact / "tokenizer.json", platform)
     if app.verdict["verdict"] != "pass" and not allow_unverified:
         reasons = "; ".join(app.verdict["reasons"][:3]) or "it was not verified"
         todo = "Mend the run, or give --allow-unverified: the bundle will say so."

@@ -19,6 +19,7 @@ BYTES = {  # of the WebAssembly as it travels (gzip -9): onnxruntime-web 1.30.0,
     "litert": {"wasm": 2_837_761},
 }
 TOKENIZERS = ("library",)
+BESIDE = ("demo",)
 FOLDERS = ("src", "demo")
 FILES = ("build.mjs", "serve.mjs", "tsconfig.json")
 
@@ -43,7 +44,7 @@ def files(app: App) -> Mapping[str, bytes | Path]:
 
 def _check(file: Path) -> None:
     """The parts are those of the native cores; the model is the library's, which does not fall back to bytes."""
-    _native.check(file)
+    _native.check(file, "web")
     if json.loads(file.read_text(encoding="utf-8"))["model"].get("byte_fallback"):
         todo = "Use a student with another tokenizer."
         raise BadInput("no web library runs a model with byte_fallback", where=str(file), todo=todo)

@@ -4,7 +4,7 @@
 // outputs, so this uses the bindings below it (`LiteRt.liteRtWasm`, declared in its types), which know all.
 
 import { ARRAYS, RunnerError, nested, tensor } from "./values.mjs";
-import { outputQuantization } from "./tflite.mjs";
+import { outputQuantization } from "./app/src/engines/tflite.mjs";
 
 const MODULES = "./node_modules/@litertjs/core/";
 

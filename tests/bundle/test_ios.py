@@ -122,7 +122,7 @@ def an_app(folder: Path, task: str = "text-classification", target: str = "corem
 
 def test_the_package_is_complete_and_named_after_the_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "app"
-    stage.make(an_app(tmp_path / "artefact"), "ios", bundle)
+    stated = stage.make(an_app(tmp_path / "artefact"), "ios", bundle)
     assert stage.verify(bundle)["passed"]
     resources = bundle / "Sources" / "MyIntents" / "Resources"
     assert (resources / "model" / "model.mlpackage" / "Manifest.json").is_file() and (resources / "app.json").is_file()
@@ -135,6 +135,8 @@ def test_the_package_is_complete_and_named_after_the_bundle(tmp_path: Path) -> N
     assert 'let name = "MyIntents"' in manifest and '.iOS("18.0"), .macOS("15.0")' in manifest
     assert not any("EdgeApp" in path.read_text(errors="replace") for path in bundle.rglob("*.swift"))
     assert "EdgeClassifier.load()" in (bundle / "README.md").read_text()
+    code = [path for path in (bundle / "Sources").rglob("*") if path.is_file() and "/model/" not in str(path)]
+    assert stated["parts"]["code"] == sum(path.stat().st_size for path in code)  # neither tests nor the sample
 
 
 def test_the_manifest_of_executorch_takes_the_version_that_wrote_the_file(tmp_path: Path) -> None:

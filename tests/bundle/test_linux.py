@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -10,7 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,19 +241,26 @@ def test_the_python_half_is_there_without_a_native_tokenizer(run: Run, tmp_path:
 # --- all tasks on all runtimes, the other architecture, real texts ---
 
 
-@pytest.fixture(scope="module", params=["text-classification", "token-classification", "question-answering",
-                                        "sentence-similarity"])  # fmt: skip
-def result(request: pytest.FixtureRequest, tiny, tmp_path_factory: pytest.TempPathFactory) -> pipeline.Result:  # type: ignore[no-untyped-def]
-    """A tiny run of each task for all runtimes of the C++ library."""
+TASKS = ("text-classification", "token-classification", "question-answering", "sentence-similarity")
+TARGETS = ("onnx", "litert", "executorch")  # of the C++ library
+
+
+@pytest.fixture(scope="module")
+def result_of(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pipeline.Result]:
+    """A tiny run of a task for all targets, made once."""
     from test_ship_tasks import LOSSES, MAKERS, RECIPE
 
-    folder = tmp_path_factory.mktemp("tasks")
-    targets = "export.targets=[onnx, litert, executorch]"
-    if request.param == "text-classification":
-        return pipeline.run(recipe.parse(tiny.recipe, overrides=[targets]), folder / "run")
-    MAKERS[request.param](tiny, folder)
-    text = RECIPE.format(task=request.param, folder=folder, losses=LOSSES[request.param], targets="[onnx]")
-    return pipeline.run(recipe.parse(text, overrides=[targets]), folder / "run")
+    @functools.cache
+    def made(task: str) -> pipeline.Result:
+        folder = tmp_path_factory.mktemp("tasks")
+        targets = f"export.targets=[{', '.join(TARGETS)}]"
+        if task == "text-classification":
+            return pipeline.run(recipe.parse(tiny.recipe, overrides=[targets]), folder / "run")
+        MAKERS[task](tiny, folder)
+        text = RECIPE.format(task=task, folder=folder, losses=LOSSES[task], targets="[onnx]")
+        return pipeline.run(recipe.parse(text, overrides=[targets]), folder / "run")
+
+    return made
 
 
 def asked_of(task: str) -> list[str]:
@@ -273,15 +282,19 @@ def emulated(bundle: Path) -> Program:
     return Program(compiled(bundle, "aarch64").folder, (QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT)))
 
 
-@pytest.fixture(scope="module", params=["onnx", "litert", "executorch"])
-def task_bundle(request: pytest.FixtureRequest, result: pipeline.Result,
-                tmp_path_factory: pytest.TempPathFactory) -> Path:  # fmt: skip
-    folder = tmp_path_factory.mktemp("bundle") / "app"
-    failed = {name: error.line() for name, error in result.failures.items() if request.param in name}
-    if failed:
+@pytest.fixture(scope="module", params=itertools.product(TASKS, TARGETS), ids="-".join)
+def task_bundle(
+    request: pytest.FixtureRequest,
+    result_of: Callable[[str], pipeline.Result],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Of every task for every target; skips where the converter refuses it."""
+    task, target = request.param
+    result = result_of(task)
+    if failed := {name: error.line() for name, error in result.failures.items() if target in name}:
         pytest.skip(f"no artefact: {failed}")
-    app = pipeline.app(result, "tiny", f"{request.param}-w8a8")
-    stage.make(app, "linux", folder, allow_unverified=True)
+    folder = tmp_path_factory.mktemp("bundle") / "app"
+    stage.make(pipeline.app(result, "tiny", f"{target}-w8a8"), "linux", folder, allow_unverified=True)
     return folder
 
 

@@ -386,7 +386,8 @@ class _Server(http.server.ThreadingHTTPServer):
             return self._pushed("/".join(parts[1:]))
         if parts[0] == "node_modules":
             return _inside(self.modules, parts[1:])
-        return _inside(self.web, parts) if len(parts) == 1 else None
+        shared = parts[:-1] == ["app", "src", "engines"]  # what the page has in common with an app's library
+        return _inside(self.web, parts) if len(parts) == 1 or shared else None
 
     def _pushed(self, name: str) -> Path | None:
         for given, src in self.files.items():

@@ -54,16 +54,17 @@ def grapheme_tests() -> dict[str, Callable[[str], bool]]:
     """What is one grapheme: of those under 6 bytes Precompiled looks the whole up, and drops what it does not find.
 
     With a table of single bytes a text becomes as many marks as it has graphemes. With a table of one character, a
-    combining mark behind that is lost, unless both are part of something longer.
+    combining mark behind that is lost, unless both are part of something longer: of two marks the second, where they
+    cannot join what is before them.
     """
     every = normalizers.Precompiled(charsmap({bytes([byte]): "!" for byte in range(1, 256)})).normalize_str
     trade, qa = "\u2122", "\u0958"  # a pictograph, an Indic consonant
-    over = {c: normalizers.Precompiled(charsmap({c.encode(): "!"})).normalize_str for c in (trade, qa)}
-    mark, joiner, virama, ka = "\u0301", "\u200d", "\u094d", "\u0915"
+    mark, dot, joiner, virama, ka = "\u0301", "\u0323", "\u200d", "\u094d", "\u0915"
+    over = {c: normalizers.Precompiled(charsmap({c.encode(): "!"})).normalize_str for c in (trade, qa, dot)}
     return {
         "joins": lambda c: len(every("a" + c)) == 1,
         "leads": lambda c: len(every(c + "a")) == 1,
-        "stands": lambda c: len(c.encode()) < 4 and len(every(c + mark)) == 2,
+        "stands": lambda c: not over[dot](c + dot + mark).endswith(mark),
         "pictograph": lambda c: over[trade](c + joiner + trade + mark).endswith(mark),
         "consonant": lambda c: over[qa](c + virama + qa + mark).endswith(mark),
         "linker": lambda c: over[qa](ka + c + qa + mark).endswith(mark),

@@ -7,7 +7,7 @@ import type { LiteRt } from "@litertjs/core";
 
 import { BundleError } from "../errors.js";
 import { type Engine, inWorker, isolated, type Job, type Output, type Row, runtimeFiles } from "./engine.js";
-import { outputQuantization } from "./tflite.js";
+import { outputQuantization } from "./tflite.mjs";
 
 type Wasm = LiteRt["liteRtWasm"];
 type Model = ReturnType<Wasm["loadModel"]>;

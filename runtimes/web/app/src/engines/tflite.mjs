@@ -1,5 +1,6 @@
 // The little of a .tflite file that LiteRT.js does not tell: scale and zero point of the first output of every signature.
 // Field numbers are those of tensorflow/lite/schema/schema.fbs (version 3); the encoding is FlatBuffers.
+// JavaScript, because the page that measures (runtimes/web/litert.mjs) runs it as it is.
 
 /** `[{scale, zero}]` by signature (of a file without signatures: of its first graph); 1 and 0 where not quantized. */
 export function outputQuantization(bytes) {
