@@ -44,7 +44,8 @@ class TokenLearner(Learner):
     def forward(self, *, tokens: Tokens | None = None, **inputs: torch.Tensor) -> Any:
         if tokens is None:
             return self.student(**inputs)
-        hidden_BSD = self.student.base_model(**inputs).last_hidden_state
+        # Without a cache: with one, positions that start anew would not keep packed texts apart.
+        hidden_BSD = self.student.base_model(**inputs, use_cache=False).last_hidden_state
         hidden_ND = hidden_BSD[tokens.at_2N[0], tokens.at_2N[1]]
         return _tokens.loss(hidden_ND, head(self.student), tokens.teacher, tokens.right_N, tokens.how)
 
@@ -128,7 +129,7 @@ class OnlineTokens(sources.Online):
         inputs = {k: v.to(device) for k, v in pad(encoded, self.pad_token_id, self.task.INPUTS).items()}
         states, base = [name for name in self.names if not sparse.is_kind(name)], self.teacher.base_model
         with capture(base, states) if states else nullcontext({}) as captured:
-            hidden_BSD = base(**inputs).last_hidden_state
+            hidden_BSD = base(**inputs, use_cache=False).last_hidden_state
         found = torch.cat([hidden_BSD[i, self.task.places(one)] for i, one in enumerate(encoded)])
         return {WHOLE: _tokens.Dense(found, head(self.teacher)), **{name: captured[name].float() for name in states}}
 

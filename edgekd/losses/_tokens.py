@@ -253,6 +253,7 @@ def _sparse(logits_nV: torch.Tensor, teacher: Sparse, some: slice) -> tuple[torc
     log_q, log_rest = (inside_nk - normal_n[:, None]).clamp(min=LOWEST), (rest_n - normal_n).clamp(min=LOWEST)
     p = log_p.exp()
     missing = (1 - p.sum(-1)).clamp(min=0) if teacher.tail else p.new_zeros(len(p))
+    missing = missing.masked_fill(rest_n == -math.inf, 0.0)  # all tokens are known, and what is missing is rounding
     values = (p * (log_p - log_q)).sum(-1) + torch.xlogy(missing, missing) - missing * log_rest
     rest = logits_nV.sub_(rest_n.clamp(min=LOWEST)[:, None]).exp_()  # the student within the bucket
     rest.mul_((log_rest.exp() - missing)[:, None])

@@ -56,7 +56,7 @@ def test_every_platform_is_generated_and_says_the_same_twice(
     for number in (1, 2):
         out = work / f"{platform}-{number}"
         options = ("--platform", platform, "--target", TARGETS[platform], "--scheme", "w8a8", "--out", out)
-        said = edgekd("bundle", work / "run", *options, "--name", "com.example.real", timeout=600)
+        said = edgekd("bundle", work / "run", *options, "--name", "real", timeout=600)
         assert said.code == 0, said.err[-2000:]
         assert edgekd("bundle", "verify", out, timeout=300).code == 0
         made.append(artifact.sha256_tree(out))
