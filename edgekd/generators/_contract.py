@@ -63,6 +63,13 @@ class Writer(Protocol):
         """Write the artefact to ``out``, with tokenizer and chat template as its ecosystem's clients want them."""
         ...
 
+    def golden_bound(self, scheme: str, logit_range: float) -> float:
+        """Largest |difference| of a logit from the Program on the golden texts; argued in the docstring.
+
+        Two tokens whose logits are nearer than twice that are a tie: either may be written.
+        """
+        ...
+
     def open_session(self, artifact: Path, *, threads: int = 1) -> Generator:
         """Open the artefact in this folder."""
         ...

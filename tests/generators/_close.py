@@ -12,21 +12,21 @@ from edgekd.artifact import read_json
 from edgekd.quantize import tokens
 
 
-def close(session: Any, made: Path, bound: float) -> None:
-    """Logits within ``bound`` of their range in one piece, greedy tokens equal up to ties of twice that, one by one."""
+def close(writer: Any, session: Any, made: Path, scheme: str) -> None:
+    """Logits within the writer's bound in one piece; greedy tokens, one by one, equal up to ties of twice that."""
     model, golden = tokens.load(made), read_json(made / "golden.json")
     for prompt, written, margins in zip(golden["prompts"], golden["tokens"], golden["margins"], strict=True):
         ids = [*prompt, *written]
         with torch.no_grad():
             wanted = model(input_ids=torch.tensor([ids])).logits[0].numpy()
-        span = float(np.ptp(wanted))
+        bound = writer.golden_bound(scheme, float(np.ptp(wanted)))
         found = session.score(ids)
         assert found.shape == wanted.shape and found.dtype == np.float32
-        assert np.abs(found - wanted).max() <= bound * span
+        assert np.abs(found - wanted).max() <= bound
         session.reset()
         logits = session.feed(prompt)
         for token, margin in zip(written, margins, strict=True):
             if int(logits.argmax()) != token:
-                assert margin <= 2 * bound * span
+                assert margin <= 2 * bound
                 break
             logits = session.feed([token])
