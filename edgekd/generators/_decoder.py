@@ -53,7 +53,7 @@ class Linear(nn.Module):
         self.register_buffer("weight_q", weight_q)
         self.register_buffer("w_scale", scale_OG[:, 0].clone() if rows else scale_OG)
         self.register_buffer("w_zero", torch.zeros(self.w_scale.shape, dtype=torch.int64))
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.dynamic:
