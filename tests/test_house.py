@@ -19,7 +19,7 @@ LIGHT = (
     "bench.transports.ssh", "bench.transports.adb", "bundle.stage", "bundle.linux",
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
-  "generators.onnx", "generators.gguf", "generators.executorch", "generators.litert", "generators.coreml",
+    "generators.onnx", "generators.gguf", "generators.executorch", "generators.litert", "generators.coreml",
     "generators._contract",
 )  # fmt: skip
 HEAVY = (

@@ -90,7 +90,7 @@ def _states(layers: int) -> list[str]:
 
 
 def _of_the_cache(operation: Any) -> bool:
-    """Whether an operator of MIL writes or reads a state: these work on halves, or a token would cast the whole cache."""
+    """Whether an operator of MIL writes or reads a state: these work on halves, or a token would cast all of it."""
     if operation.op_type == "slice_by_index":
         return operation.x.op is not None and operation.x.op.op_type == "slice_update"
     return operation.op_type == "slice_update"

@@ -1,4 +1,4 @@
-"""LiteRT-LM: the Program's numbers bit for bit in all graphs; answers by LiteRT, and by LiteRT-LM as a client calls it."""
+"""LiteRT-LM: the Program's numbers bit for bit in all graphs; answers by LiteRT, and by LiteRT-LM's own client."""
 
 from __future__ import annotations
 
