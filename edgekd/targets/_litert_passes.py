@@ -119,7 +119,7 @@ def store_weights(content: bytes, weights: Sequence[Stored]) -> bytes:
     """The file ``content`` with constants in place of the inputs named in ``weights``.
 
     ``dynamic``, ``blocks``: an operand of FULLY_CONNECTED whose float inputs the runtime quantizes. ``int8``, ``half``:
-    a constant and its DEQUANTIZE to float, so that the arithmetic is float. ``int4``: that with a group a row, reshaped.
+    a constant and its DEQUANTIZE to float, so that the arithmetic is float. ``int4``: that, a group a row, reshaped.
     Raises BadInput where an input does not feed exactly the operators it should: then the converter saw through it.
     """
     if not weights:

@@ -87,26 +87,34 @@ def test_artifact_holds_the_program_and_answers_as_it(kind: str, scheme: str, tm
 
 
 def runner_writes(artifact: Path, made: Path) -> None:
-    """ExecuTorch's LLM runner, as its users call it: text in, text out, by the file and tokenizer.json."""
+    """ExecuTorch's LLM runner, as its users call it: text in, text out, by the file and tokenizer.json.
+
+    Its Python binding wants every single token to be UTF-8 (a random model writes halves of characters too: then
+    "UnicodeDecodeError ... unexpected end of data"), so it is asked for as many tokens as are ASCII.
+    """
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from tokenizers import Tokenizer
 
-    golden, ours = read_json(made / "golden.json"), Tokenizer.from_file(str(made / "model/tokenizer.json"))
-    text = ours.decode(golden["prompts"][0], skip_special_tokens=False)
-    assert ours.encode(text).ids == golden["prompts"][0]
-    options = GenerationConfig()
-    options.max_new_tokens, options.temperature, options.echo = 16, 0.0, False
-    said: list[str] = []
-    stats: list[object] = []
-    TextLLMRunner(str(artifact / writer.FILE), str(artifact / writer.TOKENIZER)).generate(
-        text, options, said.append, stats.append
-    )
-    assert stats[0].num_prompt_tokens == len(golden["prompts"][0]) and stats[0].num_generated_tokens > 0  # type: ignore[attr-defined]
-    session, wanted = writer.open_session(artifact), []
-    logits = session.feed(golden["prompts"][0])
-    for _ in range(16):
-        wanted.append(int(logits.argmax()))
-        if wanted[-1] in _contract.end_tokens(made):
-            break
-        logits = session.feed(wanted[-1:])
-    assert "".join(said).startswith(ours.decode(wanted[:8], skip_special_tokens=False)[:10])
+    ours = Tokenizer.from_file(str(made / "model/tokenizer.json"))
+    runner = TextLLMRunner(str(artifact / writer.FILE), str(artifact / writer.TOKENIZER))
+    session, counts = writer.open_session(artifact), []
+    for prompt in read_json(made / "golden.json")["prompts"]:
+        text, wanted = ours.decode(prompt, skip_special_tokens=False), []
+        assert ours.encode(text).ids == prompt
+        session.reset()
+        logits = session.feed(prompt)
+        while len(wanted) < 16 and ours.decode([int(logits.argmax())]).isascii():
+            wanted.append(int(logits.argmax()))
+            if wanted[-1] in _contract.end_tokens(made):
+                break
+            logits = session.feed(wanted[-1:])
+        counts.append(len(wanted))
+        if not wanted:
+            continue
+        options = GenerationConfig()
+        options.max_new_tokens, options.temperature, options.echo = len(wanted), 0.0, False
+        said: list[str] = []
+        runner.reset()
+        runner.generate(text, options, said.append)
+        assert "".join(said).startswith(ours.decode(wanted))
+    assert max(counts) > 0
