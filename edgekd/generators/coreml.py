@@ -21,6 +21,7 @@ from edgekd.errors import BadInput, Environment, StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
+from edgekd.targets.coreml import normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         skip_model_load=True,
     )
     package.save(str(out / FILE))
+    normalise(out / FILE, [IDS, MASK])
     for name in TOKENIZER:
         if (program / MODEL / name).is_file():
             shutil.copyfile(program / MODEL / name, out / name)

@@ -17,16 +17,15 @@ from edgekd.quantize import scheme as schemes
 from edgekd.quantize import tokens
 
 pytest.importorskip("coremltools", reason="pip install 'edgekd[coreml]'")
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     ("kind", "scheme", "layers"),
     [
         ("qwen3", "w4", 1),
-        pytest.param("llama", "w8", 2, marks=SLOW),
-        pytest.param("qwen2", "w4", 2, marks=SLOW),
-        pytest.param("qwen3", "fp32", 2, marks=SLOW),
+        ("llama", "w8", 2),
+        ("qwen2", "w4", 2),
+        ("qwen3", "fp32", 2),
     ],
 )
 def test_package_holds_the_program_and_says_what_it_computes(
