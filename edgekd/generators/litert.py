@@ -233,29 +233,38 @@ def numbers(artifact: Path) -> Numbers:
     def data(tensor: Any, kind: Any) -> np.ndarray:
         return np.frombuffer(np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes(), kind)
 
+    def held(tensor: Any) -> bool:
+        stored = model.buffers[tensor.buffer].data
+        return stored is not None and len(stored) > 0 and len(tensor.shape) == 2
+
+    def place(name: str, *arrays: np.ndarray) -> None:
+        if name in found and not all(np.array_equal(*both) for both in zip(found[name], arrays, strict=True)):
+            raise StepFailed(f"'{name}' differs between graphs, or from a tied head", where=str(artifact / FILE))
+        found[name] = arrays  # type: ignore[assignment]
+
     for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            name, shape = tensor.name.decode(), tuple(tensor.shape if tensor.shape is not None else ())
-            held = model.buffers[tensor.buffer].data
-            if held is None or len(held) == 0 or len(shape) != 2:
-                continue
-            quantization = tensor.quantization
+        for tensor in filter(held, graph.tensors):
+            name, shape, quantization = tensor.name.decode(), tuple(tensor.shape), tensor.quantization
             if tensor.type == kinds.INT4:
                 pairs = data(tensor, np.uint8)
                 nibbles = np.stack([pairs & 15, pairs >> 4], -1).reshape(shape)
-                weight_q = ((nibbles ^ 8) - np.uint8(8)).view(np.int8)
-                scales = graph.tensors[quantization.details.scales]
-                scale = data(scales, "<f2").astype(np.float32).reshape(shape[0], -1)
+                scale = data(graph.tensors[quantization.details.scales], "<f2").astype(np.float32)
+                place(name, ((nibbles ^ 8) - np.uint8(8)).view(np.int8), scale.reshape(shape[0], -1))
             elif tensor.type == kinds.INT8 and quantization is not None and quantization.scale is not None:
-                weight_q = data(tensor, np.int8).reshape(shape)
-                scale = np.asarray(quantization.scale, np.float32).reshape(shape[0], 1)
-            else:
+                scale = np.asarray(quantization.scale, np.float32)
+                place(name, data(tensor, np.int8).reshape(shape), scale.reshape(-1, 1))
+        table: dict[int, np.ndarray] = {}
+        for one in graph.operators:
+            code = model.operatorCodes[one.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) != schema.BuiltinOperator.EMBEDDING_LOOKUP:
                 continue
-            if name in found and not all(
-                np.array_equal(*both) for both in zip(found[name], (weight_q, scale), strict=True)
-            ):
-                raise StepFailed(f"two graphs differ in '{name}'", where=str(artifact / FILE))
-            found[name] = weight_q, scale
+            tensor = graph.tensors[one.inputs[1]]  # integers, or their scales; cosines of positions too
+            if tensor.type == kinds.INT8:
+                table[0] = data(tensor, np.int8).reshape(tensor.shape)
+            elif tensor.shape[1] == 1:
+                table[1] = data(tensor, "<f4").reshape(tensor.shape)
+        if table:
+            place(TABLE, table[0], table[1])
     return found
 
 
