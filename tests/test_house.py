@@ -20,7 +20,8 @@ LIGHT = (
     "bench.transports.ssh", "bench.transports.adb", "bundle.stage", "bundle.linux",
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
-    "generators.onnx", "generators.gguf", "generators._contract",
+    "generators.onnx", "generators.gguf", "generators.executorch", "generators.litert", "generators.coreml",
+    "generators._contract",
 )  # fmt: skip
 HEAVY = (
     "torch", "numpy", "transformers", "onnx", "onnxruntime", "coremltools", "executorch", "litert_torch", "openvino",

@@ -140,3 +140,14 @@ def end_tokens(program: Path) -> list[int]:
         if found is not None:
             return list(found) if isinstance(found, list) else [found]
     return []
+
+
+def check_rotations(config: Any, known: Sequence[str], runtime: str) -> None:
+    """Raise BadInput where positions turn channels in a way that is not in ``known``."""
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind not in known:
+        raise BadInput(
+            f"{runtime} is not written for rope type '{kind}' of {config.model_type} yet",
+            where="config.json",
+            todo=f"Known: {', '.join(known)}.",
+        )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Form = Literal["dynamic", "int8", "int4", "half"]
+Form = Literal["dynamic", "blocks", "int8", "int4", "half"]
 MULTIPLIES, LOOKS_UP = "FULLY_CONNECTED", "EMBEDDING_LOOKUP"
 # What the runtime asks of an operator in these forms (tflite/converter/tools/versioning/op_version.cc).
 VERSIONS = {MULTIPLIES: 12, "DEQUANTIZE": 6, "RESHAPE": 1, "SOFTMAX": 1}
@@ -32,8 +32,8 @@ class Stored:
     """A weight or word table of the Program, and the input of the converted graph that stands for it.
 
     ``values`` [O, I] are int8 (int4 in the form ``int4``) or float16; ``scale`` is [O], or [O, I / group] for ``int4``,
-    None for halves. A ``dynamic`` layer takes its inputs in int8 with a scale for each token; all others compute in
-    float.
+    None for halves. A layer that is ``dynamic``, or ``blocks`` (int4 with scales in halves), takes its inputs in int8
+    with a scale for each token; all others compute in float.
     """
 
     name: str
@@ -118,8 +118,8 @@ def _floats(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
 def store_weights(content: bytes, weights: Sequence[Stored]) -> bytes:
     """The file ``content`` with constants in place of the inputs named in ``weights``.
 
-    ``dynamic``: an int8 operand of FULLY_CONNECTED, whose float inputs the runtime quantizes. ``int8``, ``half``: a
-    constant and its DEQUANTIZE to float, so that the arithmetic is float. ``int4``: the same, a group a row, reshaped.
+    ``dynamic``, ``blocks``: an operand of FULLY_CONNECTED whose float inputs the runtime quantizes. ``int8``, ``half``:
+    a constant and its DEQUANTIZE to float, so that the arithmetic is float. ``int4``: that, a group a row, reshaped.
     Raises BadInput where an input does not feed exactly the operators it should: then the converter saw through it.
     """
     if not weights:
@@ -127,7 +127,7 @@ def store_weights(content: bytes, weights: Sequence[Stored]) -> bytes:
     file = _File(content)
     for weight in weights:
         file.store(weight)
-    return _written(file.model)
+    return written(file.model)
 
 
 def merge(contents: Mapping[str, bytes]) -> bytes:
@@ -136,7 +136,7 @@ def merge(contents: Mapping[str, bytes]) -> bytes:
     """
     if len(contents) == 1:
         return next(iter(contents.values()))
-    models = [_parsed(content) for content in contents.values()]
+    models = [parsed(content) for content in contents.values()]
     whole = models[0]
     buffers, codes = _Distinct(), _Distinct()
     buffers.place(type(whole.buffers[0])(), b"")  # buffer 0 is that of every tensor that is computed
@@ -155,13 +155,13 @@ def merge(contents: Mapping[str, bytes]) -> bytes:
         signatures.append(signature)
     whole.subgraphs, whole.signatureDefs = graphs, signatures
     whole.buffers, whole.operatorCodes = buffers.values, codes.values
-    return _written(whole)
+    return written(whole)
 
 
 def separate(content: bytes) -> Iterator[bytes]:
     """Files of one graph each, as the runtime takes them: what ``merge`` was given, in its order."""
-    for index in range(len(_parsed(content).subgraphs)):
-        model = _parsed(content)
+    for index in range(len(parsed(content).subgraphs)):
+        model = parsed(content)
         if len(model.subgraphs) == 1:
             yield content
             return
@@ -169,7 +169,7 @@ def separate(content: bytes) -> Iterator[bytes]:
         model.subgraphs = [model.subgraphs[index]]
         for signature in model.signatureDefs:
             signature.subgraphIndex = 0
-        yield _written(model)
+        yield written(model)
 
 
 class _Distinct:
@@ -186,7 +186,7 @@ class _Distinct:
         return self._places[key]
 
 
-def _parsed(content: bytes) -> Any:
+def parsed(content: bytes) -> Any:
     """A .tflite file as objects of its schema."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -200,7 +200,7 @@ class _File:
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema = schema
-        self.model = _parsed(content)
+        self.model = parsed(content)
         (self.graph,) = self.model.subgraphs
         self.dequantized = 0  # operators that stand before all others
 
@@ -208,11 +208,14 @@ class _File:
         kinds = self.schema.TensorType
         index = self._take_input(weight.name)
         readers = [one for one in self.graph.operators if index in list(one.inputs)]
-        if weight.form == "dynamic":
+        if weight.form in ("dynamic", "blocks"):
             for reader in self._only(MULTIPLIES, readers, weight):
                 reader.builtinOptions.asymmetricQuantizeInputs = True
                 self._raise_version(reader, VERSIONS[MULTIPLIES])
-            self.graph.tensors[index] = self._constant(weight.name, weight.values, kinds.INT8, weight.scale)
+            blocks = weight.form == "blocks"
+            self.graph.tensors[index] = (
+                self._blocks(weight) if blocks else self._constant(weight.name, weight.values, kinds.INT8, weight.scale)
+            )
         elif weight.form == "int8":
             self._only(MULTIPLIES, readers, weight)
             self._dequantize(self._add(self._constant(weight.name, weight.values, kinds.INT8, weight.scale)), index)
@@ -275,6 +278,21 @@ class _File:
             tensor.quantization = self.schema.QuantizationParametersT()
             tensor.quantization.scale = scale.astype(np.float32)
             tensor.quantization.zeroPoint = np.zeros(len(scale), np.int64)
+        return tensor
+
+    def _blocks(self, weight: Stored) -> Any:
+        """An int4 tensor whose scales, one for each block of a row, are a tensor of halves."""
+        import numpy as np
+
+        kinds, scale = self.schema.TensorType, weight.scale
+        assert scale is not None
+        tensor = self._constant(weight.name, weight.values, kinds.INT4)
+        details = self.schema.BlockwiseQuantizationT()
+        details.scales = self._add(self._constant(f"{weight.name}.scale", scale.astype(np.float16), kinds.FLOAT16))
+        details.zeroPoints, details.blockSize = -1, weight.values.shape[1] // scale.shape[1]
+        tensor.quantization = self.schema.QuantizationParametersT()
+        tensor.quantization.detailsType = self.schema.QuantizationDetails.BlockwiseQuantization
+        tensor.quantization.details, tensor.quantization.quantizedDimension = details, 0
         return tensor
 
     def _computed(self, name: str, shape: Sequence[int], kind: int) -> int:
@@ -342,7 +360,7 @@ class _File:
             self.graph.operators.insert(place + 1, made)
 
 
-def _written(model: Any) -> bytes:
+def written(model: Any) -> bytes:
     """The file. Constants lie at multiples of 16 bytes, as the schema says and its Python writer does not do.
 
     The runtime wants a zero point of 8 bytes for every scale, which is half the size of an int4 group, and every graph

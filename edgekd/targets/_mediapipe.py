@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekd.targets._litert_passes import _File, _written
+from edgekd.targets._litert_passes import _File, written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ def spell(content: bytes, *, task: str, name: str, words: Sequence[str], labels:
     graph.outputs = [shown.tensorIndex]
     _put(file, "TFLITE_METADATA", _metadata(task, name))
     files = {VOCABULARY: words} | ({LABELS: labels} if _has_labels(task) else {})
-    return _packed(_written(file.model), files)
+    return _packed(written(file.model), files)
 
 
 def expected(logits: np.ndarray, task: str) -> np.ndarray:

@@ -59,6 +59,15 @@ class Evaluation:
                 self._operations.append((operation, kernel or _KERNELS.get(operation.op_type)))
         self.integer_layers = sum(isinstance(kernel, _IntegerLayer) for _, kernel in self._operations)
 
+    def reset(self) -> None:
+        """Empty all states."""
+        import numpy as np
+        from coremltools.converters.mil.mil import types
+
+        for variable in self._function.inputs.values():
+            if types.is_state(variable.sym_type):
+                _set(variable, np.zeros(variable.shape, np.float16))
+
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The only output, as it is: inputs by name, in the shapes and types of the file."""
         import numpy as np
@@ -210,12 +219,57 @@ def _windows(operation: Any, kernel: Any, dilations: Any, fill: float) -> Any:
     return np.lib.stride_tricks.sliding_window_view(x, reach, (2, 3))[:, :, ::down, ::across, ::tall, ::wide]
 
 
+def _slice_update(operation: Any) -> Any:
+    """The tensor with a part of it replaced; strides of one."""
+    import numpy as np
+
+    found = operation.x.val.copy()
+    begin, end = operation.begin.val, operation.end.val
+    masks = [
+        np.zeros(found.ndim, bool) if mask is None else mask.val for mask in (operation.begin_mask, operation.end_mask)
+    ]
+    axes = zip(begin, end, *masks, strict=True)
+    found[tuple(slice(None if low else b, None if high else e) for b, e, low, high in axes)] = operation.update.val
+    return found
+
+
+def _update_state(operation: Any) -> Any:
+    """The state is the new value from here on."""
+    _set(operation.state, operation.value.val)
+    return operation.value.val
+
+
+def _reshape(operation: Any) -> Any:
+    """0 keeps a size; the library does not infer it where the file leaves a size open."""
+    x, sizes = operation.x.val, operation.shape.val
+    return x.reshape([int(size) or x.shape[axis] for axis, size in enumerate(sizes)])
+
+
+def _expand(operation: Any) -> Any:
+    """New axes of one; the library asks for all sizes in the file."""
+    import numpy as np
+
+    return np.expand_dims(operation.x.val, tuple(int(axis) for axis in operation.axes.val))
+
+
+def _shape(operation: Any) -> Any:
+    import numpy as np
+
+    return np.array(operation.x.val.shape, np.int32)
+
+
 _KERNELS: dict[str, Callable[[Any], Any]] = {
     "gelu": _gelu,
     "silu": _silu,
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "gather_nd": _gather_nd,
+    "shape": _shape,  # of inputs whose shape the file leaves open
+    "reshape": _reshape,
+    "expand_dims": _expand,
+    "slice_update": _slice_update,
+    "read_state": lambda operation: operation.input.val,
+    "coreml_update_state": _update_state,
     "conv": _conv,
     "max_pool": _max_pool,
     **dict.fromkeys(("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_l2_norm"), _reduce),

@@ -126,7 +126,7 @@ def export(program: Path, out: Path, *, max_length: int, shorter: Sequence[int] 
             ct.utils.save_multifunction(functions, str(package))
     else:
         _converted(module, inputs, max_length, newer).save(str(package))
-    specification = _normalise(package, [one["name"] for one in inputs])
+    specification = normalise(package, [one["name"] for one in inputs])
     (output,) = _functions(specification)[DEFAULT].output
     return {
         "file": package.name,
@@ -337,7 +337,7 @@ def legalise(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     )
 
 
-def _normalise(package: Path, names: list[str]) -> Any:
+def normalise(package: Path, names: list[str]) -> Any:
     """Take dates, random identifiers and debug files out of the package: the same input gives the same bytes."""
     import coremltools as ct
 

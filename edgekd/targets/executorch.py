@@ -91,23 +91,10 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     inputs, outputs = read_signature(program)
     edge = to_edge_transform_and_lower(
         legalise(load_program(program), inputs, max_length),
-        partitioner=[_partitioner()],
+        partitioner=[partitioner()],
         constant_methods={NAMES: " ".join(one["name"] for one in inputs)},
     )
-    outside = Counter(
-        getattr(node.target, "__name__", str(node.target))
-        for node in edge.exported_program().graph.nodes
-        if node.op == "call_function"
-    )
-    delegates = outside.pop("executorch_call_delegate", 0)
-    outside.pop("getitem", None)
-    left = sorted(name for name in outside if any(_operator(name).startswith(kind) for kind in DELEGATED))
-    if left:
-        raise StepFailed(
-            f"XNNPACK did not take {', '.join(left)}",
-            where="executorch export",
-            todo="The Program is not in canonical form, or this ExecuTorch version partitions it otherwise.",
-        )
+    delegates, portable = outside(edge)
     file = out / f"model{suffix}"
     write_atomic(file, edge.to_executorch().buffer)
     return {
@@ -119,8 +106,30 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "fixed_length": False,
         "passes": PASSES,
         "delegates": delegates,
-        "portable_ops": dict(sorted(outside.items())),
+        "portable_ops": portable,
     }
+
+
+def outside(edge: Any) -> tuple[int, dict[str, int]]:
+    """How many XNNPACK calls a lowered program makes, and its other operators, counted.
+
+    Raises StepFailed where an operator is among these that belongs into XNNPACK.
+    """
+    found = Counter(
+        getattr(node.target, "__name__", str(node.target))
+        for node in edge.exported_program().graph.nodes
+        if node.op == "call_function"
+    )
+    delegates = found.pop("executorch_call_delegate", 0)
+    found.pop("getitem", None)
+    left = sorted(name for name in found if any(_operator(name).startswith(kind) for kind in DELEGATED))
+    if left:
+        raise StepFailed(
+            f"XNNPACK did not take {', '.join(left)}",
+            where="executorch export",
+            todo="The Program is not in canonical form, or this ExecuTorch version partitions it otherwise.",
+        )
+    return delegates, dict(sorted(found.items()))
 
 
 def _for_one(value: Facts) -> Facts:
@@ -214,7 +223,7 @@ def _weights_alone(linear: torch.fx.Node) -> bool:
     return "dequantize_per" in weight and "dequantize_per" not in data
 
 
-def _partitioner() -> Any:
+def partitioner() -> Any:
     """XNNPACK's, which also takes layers of float activations and int8 weights: the kernel (f32-qc8w) is there,
     ExecuTorch's own rule for linear layers wants both quantized or neither."""
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
@@ -333,7 +342,7 @@ def kernels(artifact: Path) -> Facts:
     content = file.read_bytes()
     extended = content[8:12] == b"eh00"  # then sizes follow: of the graph, and where the segments begin
     program_size, segments_begin = struct.unpack_from("<QQ", content, 16) if extended else (len(content), 0)
-    program = _as_json(home, "exir/_serialize/program.fbs", content[:program_size])
+    program = as_json(home, "exir/_serialize/program.fbs", content[:program_size])
     counts = {"integer": 0, "float": 0}
     names: Counter[str] = Counter()
     for plan in program["execution_plan"]:
@@ -346,7 +355,7 @@ def kernels(artifact: Path) -> Facts:
             else:
                 data = bytes(program["backend_delegate_data"][place["index"]]["data"])
             offset, size = struct.unpack_from("<II", data, 10)  # behind 4 zeros, "XH00" and the header's length
-            graph = _as_json(home, "backends/xnnpack/serialization/schema.fbs", data[offset : offset + size])
+            graph = as_json(home, "backends/xnnpack/serialization/schema.fbs", data[offset : offset + size])
             for kind, name in _delegated(graph):
                 counts[kind] += 1
                 names[name] += 1
@@ -359,7 +368,7 @@ def kernels(artifact: Path) -> Facts:
     return {**counts, "how": "delegate's graph", "names": dict(sorted(names.items()))}
 
 
-def _as_json(home: Path, schema: str, content: bytes) -> Facts:
+def as_json(home: Path, schema: str, content: bytes) -> Facts:
     """A FlatBuffer as JSON."""
     import json
     import re

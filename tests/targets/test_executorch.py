@@ -315,7 +315,7 @@ def run_in_executorch(program: Any, signature: list[dict[str, Any]], max_length:
     from executorch.runtime import Runtime
 
     legal = executorch.legalise(program, signature, max_length)
-    edge = to_edge_transform_and_lower(legal, partitioner=[executorch._partitioner()])
+    edge = to_edge_transform_and_lower(legal, partitioner=[executorch.partitioner()])
     calls = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
     assert {getattr(call, "__name__", "") for call in calls} == {"executorch_call_delegate", "getitem"}
     content = edge.to_executorch().buffer

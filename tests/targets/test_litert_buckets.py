@@ -56,7 +56,7 @@ def test_merged_graphs_share_their_constants_and_give_the_same_bits() -> None:
         plain = litert_torch.convert(Layer().eval(), sample_kwargs=sample).model_content()
         contents[name] = passes.store_weights(plain, [weight])
     merged = passes.merge(contents)
-    held = [bytes(one.data) for one in passes._parsed(merged).buffers if one.data is not None]
+    held = [bytes(one.data) for one in passes.parsed(merged).buffers if one.data is not None]
     assert held.count(weight.values.tobytes()) == 1 and len(held) == len(set(held))
     interpreter = interpreters.Interpreter(model_content=merged, num_threads=1)
     for part, (name, x) in zip(passes.separate(merged), rows.items(), strict=True):
@@ -104,7 +104,7 @@ def test_two_lengths_of_a_tiny_program(tmp_path: Path) -> None:
     (one / "model.tflite").write_bytes(alone[16])
     shutil.copy(program.path / "golden.json", two)
     whole = target.for_mediapipe(two, task="text-classification", name="tiny", words=["a"], labels=["b"])
-    assert lengths_of(whole) == {"serving_default": 16} and len(passes._parsed(whole).subgraphs) == 1
+    assert lengths_of(whole) == {"serving_default": 16} and len(passes.parsed(whole).subgraphs) == 1
     size = faithful.stored_size(state, two / "model.tflite", lengths=facts["lengths"])
     single = faithful.stored_size(state, one / "model.tflite", lengths=[16])
     assert single["bytes"] < size["bytes"] <= size["limit"] and single["bytes"] <= single["limit"]
@@ -171,12 +171,12 @@ def test_weights_are_stored_once_and_the_bytes_are_the_same_again(
         target.export(program.path, tmp_path, max_length=MAX_LENGTH, shorter=shorter)
         contents.append((tmp_path / "model.tflite").read_bytes())
     assert len(contents[1]) < 1.1 * len(contents[0])
-    twice = passes._parsed(contents[1])
+    twice = passes.parsed(contents[1])
     twice.buffers += [buffer for buffer in twice.buffers if buffer.data is not None]
     state, lengths = load_program(program.path), [*SHORTER, MAX_LENGTH]
     size = faithful.stored_size(state, tmp_path / "model.tflite", lengths=lengths)
     assert size["bytes"] <= size["limit"]
-    (tmp_path / "model.tflite").write_bytes(passes._written(twice))
+    (tmp_path / "model.tflite").write_bytes(passes.written(twice))
     size = faithful.stored_size(state, tmp_path / "model.tflite", lengths=lengths)
     assert size["bytes"] > size["limit"]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]

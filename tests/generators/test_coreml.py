@@ -1,0 +1,59 @@
+"""Core ML: the Program's numbers bit for bit in the package; answers by evaluating it, states included, in numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _language import program, student
+
+from edgekd.artifact import read_json
+from edgekd.errors import BadInput, Environment
+from edgekd.generators import _contract, stage
+from edgekd.generators import coreml as writer
+from edgekd.quantize import scheme as schemes
+from edgekd.quantize import tokens
+
+pytest.importorskip("coremltools", reason="pip install 'edgekd[coreml]'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "layers"),
+    [
+        ("qwen3", "w4", 1),
+        ("llama", "w8", 2),
+        ("qwen2", "w4", 2),
+        ("qwen3", "fp32", 2),
+    ],
+)
+def test_package_holds_the_program_and_says_what_it_computes(
+    kind: str, scheme: str, layers: int, tmp_path: Path
+) -> None:
+    """A prompt in one piece, then token by token: the states carry what came before."""
+    folder = student(tmp_path / "s", kind, tied=kind != "llama", num_hidden_layers=layers)
+    made, artifact = program(folder, scheme, tmp_path / "p"), tmp_path / "a"
+    artifact.mkdir()
+    facts = writer.export(made, artifact, max_length=32)
+    assert facts["state"] == [1, 2, 32, 16]
+    assert stage.compared(_contract.read_numbers(made), writer.numbers(artifact))["missing"] == []
+    assert (artifact / "tokenizer.json").is_file() and (artifact / "chat_template.jinja").is_file()
+    golden, session = read_json(made / "golden.json"), writer.ReferenceSession(artifact)
+    prompt, written = golden["prompts"][0], golden["tokens"][0][:6]
+    with torch.no_grad():
+        wanted = tokens.load(made)(input_ids=torch.tensor([[*prompt, *written]])).logits[0].numpy()
+    bound = writer.golden_bound(scheme, float(np.ptp(wanted)))
+    session.score(written)  # what it knows is forgotten
+    session.reset()
+    found = [session.feed(prompt), *(session.feed([one]) for one in written)]
+    assert np.abs(np.stack(found) - wanted[len(prompt) - 1 :]).max() <= bound
+    with pytest.raises(BadInput, match="the package's cache holds 32"):
+        session.feed([1] * 32)
+    if not writer.runs:
+        with pytest.raises(Environment, match="on a Mac only"):
+            writer.open_session(artifact)
+
+
+def test_schemes() -> None:
+    assert set(writer.refuses) == set(schemes.GENERATIVE) - writer.accepts
