@@ -154,7 +154,10 @@ def ship(task: str, tiny, folder: Path, targets: str) -> pipeline.Result:  # typ
     return result
 
 
-SLOW = {"sentence-similarity"}  # the way is text classification's; its own parts are tested where they are
+SLOW = {
+    "sentence-similarity",
+    "question-answering",
+}  # the way is text classification's; its own parts are tested where they are
 
 
 @pytest.mark.parametrize(
