@@ -26,6 +26,7 @@ from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
 from edgekd.tasks._contract import generates
 from edgekd.teach import knowledge, transformers
+from edgekd.teach.answers import has_answers, read_answers
 from edgekd.teach.cache import read_logits
 
 TEST_LOGITS = "test_logits.safetensors"
@@ -38,27 +39,32 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
-    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
+    answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
+    compared = taught and not answered
+    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teacher.model else None
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
+    if answered:
+        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    teacher_outputs = {name: read_logits(teach, name) for name in ("validation", "test")}
+    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
 
     names = ["train", *(name for name in TRANSFER if splits[name])]
     used = names if taught else ["train"]
-    lessons = lessons_of(recipe, task, model, teacher) if taught else []
+    lessons = lessons_of(recipe, task, model, teacher) if compared else []
     parts: dict[str, Any] = {
         "task": task,
         "encoded": [one for name in used for one in encoded[name]],
         "targets": [one for name in used for one in task.targets(splits[name])],
         "pad_token_id": pad_token_id,
-        "source": _source(recipe, task, data, teach, used, teacher, lessons) if taught else None,
+        "source": _source(recipe, task, data, teach, used, teacher, lessons) if compared else None,
     }
     if generates(task):
+        _refuse_silence(encoded)
         rows, ways = _token_rows(recipe, data, start, lessons, parts)
     else:
         aligned = {name: splits[name] for name in used}
@@ -69,12 +75,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
+        if answered:
+            return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
         return {**metrics, "distance": distance(task, found, goal)}
 
     def better(entry: dict[str, float]) -> tuple[float, ...]:
-        if not taught:
+        if not compared:
             return (entry[f"eval_{task.HEADLINE}"],)
         if settings.choose == "last":
             return (entry["step"],)
@@ -113,14 +121,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = transformers.arrays(teacher_outputs["test"])
+    goal = None if answered else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         "shape": student.shape_of(model.config),
         "vocabulary": start.vocabulary,
         "rows": {name: len(splits[name]) for name in used},
-        "terms": terms(history, settings.losses or [default_term(task)]) if taught else [],
+        "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
         "metrics": {
             "validation": _metrics(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
@@ -151,6 +159,22 @@ def _token_rows(
         packing=recipe.data.max_length if settings.packing else 0,
     )
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
+
+
+def _refuse_silence(encoded: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse splits in which no token is learned: prompts without a response."""
+    for name in ("train", "validation", "test"):
+        if not any(1 in row["learn"] for row in encoded.get(name, ())):
+            raise BadInput(
+                f"no token of {name} is learned: its prompts have no response",
+                where="data",
+                todo="Add a response column"
+                + (
+                    ", or set distill.baseline: false (an endpoint answers the student's alone)."
+                    if name == "train"
+                    else "."
+                ),
+            )
 
 
 def _same_tokens(data: Artifact, start: Start) -> None:
@@ -190,7 +214,7 @@ class Start:
     vocabulary: Facts | None
 
 
-def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, work: Path) -> Start:
+def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | None, work: Path) -> Start:
     """The student that ``recipe.distill.student`` describes; a trimmed tokenizer is written under ``work``."""
     seed = recipe.seed if recipe.distill.seed is None else recipe.distill.seed
     shape, model_class = recipe.distill.student, transformers.model_class(task.AUTO_TASK)

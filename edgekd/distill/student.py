@@ -330,7 +330,7 @@ def _field(config: Any, name: str) -> str:
 def _from_model(name: str, teacher: Any, model_class: Any) -> nn.Module:
     from transformers import AutoConfig
 
-    labels = {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
+    labels = {} if teacher is None else {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
     try:
         if not _is_marked(AutoConfig.from_pretrained(name)):
             return model_class.from_pretrained(
@@ -342,7 +342,7 @@ def _from_model(name: str, teacher: Any, model_class: Any) -> nn.Module:
             f"the student cannot be loaded ({_first(error)})", where=name, todo="Check distill.student.model."
         ) from None
 
-    if model.config.num_labels != teacher.config.num_labels:
+    if teacher is not None and model.config.num_labels != teacher.config.num_labels:
         raise BadInput(
             f"its head has {model.config.num_labels} labels, the teacher's {teacher.config.num_labels}",
             where=name,

@@ -114,7 +114,7 @@ def document(run: RunFacts) -> Document:
     }
 
 
-def _model(metrics: Facts, rows: int | None, parameters: int, size_bytes: int | None) -> Document:
+def _model(metrics: Facts, rows: int | None, parameters: int | None, size_bytes: int | None) -> Document:
     return {"metrics": with_interval(metrics, rows), "parameters": parameters, "size_bytes": size_bytes}
 
 

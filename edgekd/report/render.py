@@ -36,7 +36,9 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty)
+    environment.filters.update(
+        percent=percent, count=count, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
+    )
     environment.filters.update(words=words, share=share, faithful=faithful, padding=padding)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
@@ -78,8 +80,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def share(name: str, value: float | None) -> str:
-    """A metric other than the headline: calibration error as it is, all others in percent."""
-    return (DASH if value is None else f"{value:.3f}") if name == "ece" else percent(value)
+    """A metric other than the headline: calibration error and perplexity as they are, all others in percent."""
+    digits = {"ece": 3, "perplexity": 2}.get(name)
+    return percent(value) if digits is None or value is None else f"{value:.{digits}f}"
+
+
+def count(value: int | None) -> str:
+    """``1234567`` -> ``1,234,567``."""
+    return DASH if value is None else f"{value:,}"
 
 
 METRICS = {"ece": "calibration error", "macro_f1": "macro F1", "span_f1": "span F1", "f1": "F1"}
@@ -173,11 +181,12 @@ def cards(document: Document) -> list[dict[str, str]]:
     """The few numbers on top: ``{"label", "value", "note"}``."""
     name = document["headline"]
     teacher, student = document["teacher"], document["student"]
-    kept = student["metrics"][name] / teacher["metrics"][name] if teacher["metrics"][name] else None
+    goal = teacher["metrics"].get(name)  # an endpoint has none
+    kept = student["metrics"][name] / goal if goal else None
     found = [
         {
             "label": f"{words(name)}, teacher to student",
-            "value": f"{percent(teacher['metrics'][name])} → {percent(student['metrics'][name])}",
+            "value": f"{percent(goal)} → {percent(student['metrics'][name])}",
             "note": f"{percent(kept)} of the teacher's kept" if kept is not None else "",
         }
     ]
@@ -290,20 +299,21 @@ def _plots(document: Document) -> dict[str, str]:
 def _table(document: Document) -> tuple[list[str], list[list[str]]]:
     name = document["headline"]
     columns = ["", "verdict", words(name), "to teacher", "agrees", "MB", "p50 ms", "p90 ms", "to float", "peak MB"]
-    goal = document["teacher"]["metrics"][name]
+    goal = document["teacher"]["metrics"].get(name)
     models = [{**document[kind], "name": kind} for kind in ("teacher", "student", "baseline") if document[kind]]
     rows = []
     for entry in [*models, *document["artifacts"]]:
         metrics, timed = entry["metrics"] or {}, entry.get("latency") or {}
         relation = timed.get("relation_to_float")
         subset = entry.get("samples") and entry["samples"]["verified"] != entry["samples"]["of"]
-        goal_here = entry["teacher_metrics"][name] if subset else goal  # a subset is compared on its own rows
+        goal_here = entry["teacher_metrics"].get(name) if subset else goal  # a subset is compared on its own rows
+        judged = name in metrics and goal_here is not None and entry["name"] != "teacher"
         rows.append(
             [
                 entry["name"],
                 WORDS[entry["verdict"]] if "verdict" in entry else "",
                 _with_margin(metrics, name),
-                points(metrics[name] - goal_here) if name in metrics and entry["name"] != "teacher" else "",
+                points(metrics[name] - goal_here) if judged else "",
                 percent(metrics.get("teacher_agreement")) if "teacher_agreement" in metrics else "",
                 megabytes(entry["size_bytes"]),
                 number(timed.get("p50_ms")).replace("-", DASH),
@@ -343,7 +353,7 @@ def markdown(document: Document) -> str:
         *_md_table(
             ["model", words(name), "parameters", "MB"],
             [
-                [kind, percent(one["metrics"][name]), f"{one['parameters']:,}", megabytes(one["size_bytes"])]
+                [kind, percent(one["metrics"].get(name)), count(one["parameters"]), megabytes(one["size_bytes"])]
                 for kind in ("teacher", "student", "baseline")
                 if (one := document[kind])
             ],

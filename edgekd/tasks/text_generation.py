@@ -136,17 +136,20 @@ def _encode(processor: Any, example: Example, max_length: int) -> Encoded:
 
 
 def _turns(processor: Any, example: Example) -> list[tuple[str, int]]:
-    """The text in pieces, each with whether it is learned: what the assistant says, with the end of its turn."""
+    """The text in pieces, each with whether it is learned: what the assistant says, with the end of its turn.
+
+    ``messages`` may go on with a ``response`` of their own. One that was cut off (``truncated``) has no end to learn.
+    """
+    cut = bool(example.get("truncated"))
     if processor.chat_template is None:
         if "messages" in example:
             raise BadInput("the tokenizer has no chat template", todo="Use prompt and response, or another tokenizer.")
         said = example.get("response", "")
-        return [(example["prompt"], 0), *([(said + (processor.eos_token or ""), 1)] if said else [])]
-    messages = example.get("messages")
-    if messages is None:
-        messages = [{"role": "user", "content": example["prompt"]}]
-        if example.get("response"):
-            messages.append({"role": "assistant", "content": example["response"]})
+        end = "" if cut else processor.eos_token or ""
+        return [(example["prompt"], 0), *([(said + end, 1)] if said else [])]
+    messages = list(example.get("messages") or [{"role": "user", "content": example["prompt"]}])
+    if example.get("response"):
+        messages.append({"role": "assistant", "content": example["response"]})
     found, told = [], ""
     for count, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -155,7 +158,10 @@ def _turns(processor: Any, example: Example) -> list[tuple[str, int]]:
         whole = _rendered(processor, messages[: count + 1], False)
         if not (asked.startswith(told) and whole.startswith(asked)):
             raise BadInput("the chat template changes earlier turns, so the assistant's words cannot be told apart")
-        found += [(asked[len(told) :], 0), (whole[len(asked) :], 1)]
+        says = whole[len(asked) :]
+        if cut and count == len(messages) - 1:
+            says = says[: says.find(message["content"]) + len(message["content"])]
+        found += [(asked[len(told) :], 0), (says, 1)]
         told = whole
     if messages[-1]["role"] != "assistant":
         found.append((_rendered(processor, messages, True)[len(told) :], 0))

@@ -143,6 +143,11 @@ def _locked(folder: Path) -> Any:
     return lock
 
 
+def has_answers(teach: Path) -> bool:
+    """Whether a teach step asked an endpoint: it holds answers then, and no outputs of a teacher."""
+    return (teach / ANSWERS).is_file()
+
+
 def read_answers(teach: Path) -> list[dict[str, Any]]:
     """A teach step's rows to train on: ``prompt`` or ``messages``, ``response``, ``truncated``, ``source``."""
     text = (teach / ANSWERS).read_text(encoding="utf-8").removesuffix("\n")
