@@ -101,13 +101,14 @@ def _json(value: Any) -> None:
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # "edgekd[onnx]" is no markup
     width = None if sys.stdout.isatty() else 120  # a pipe or a log has no width of its own
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 
@@ -566,22 +567,26 @@ def doctor(
 def targets(as_json: Json = False) -> None:
     """List tasks, losses, schemes and targets, and whether each target's packages are installed."""
     from edgekd import doctor as checks
-    from edgekd.quantize.scheme import LAYERS, SCHEMES
+    from edgekd.quantize.scheme import GENERATIVE, LAYERS, SCHEMES
 
     found = checks.inventory()
     if as_json:
         _json({"schema": "edgekd/targets/1", **found})
         return
     kinds = list(SCHEMES) + sorted(set(LAYERS) - set(SCHEMES))
-    rows = [[t["name"], *("yes" if kind in t["accepts"] else "-" for kind in kinds)] for t in found["targets"]]
-    _table("schemes, and kinds of layer that they may mix in", ["target", *kinds], rows)
-    why = [[t["name"], kind, reason] for t in found["targets"] for kind, reason in t["refuses"].items()]
-    _table("refused", ["target", "scheme or layer", "because"], why)
-    _table(
-        "packages",
-        ["target", "packages", "to install"],
-        [[t["name"], t["installed"], t["hint"]] for t in found["targets"]],
-    )
+    for group, title, columns in (
+        ("targets", "schemes, and kinds of layer that they may mix in", kinds),
+        ("generators", "schemes of students that write text", list(GENERATIVE)),
+    ):
+        rows = [[t["name"], *("yes" if kind in t["accepts"] else "-" for kind in columns)] for t in found[group]]
+        _table(title, ["target", *columns], rows)
+        why = [[t["name"], kind, reason] for t in found[group] for kind, reason in t["refuses"].items()]
+        _table("refused", ["target", "scheme or layer", "because"], why)
+        _table(
+            "packages",
+            ["target", "packages", "to install"],
+            [[t["name"], t["installed"], t["hint"]] for t in found[group]],
+        )
     _print(f"tasks: {', '.join(found['tasks'])}")
 
 

@@ -12,15 +12,29 @@ from edgekd.bench import devices, runners, stage
 from edgekd.errors import Environment
 from edgekd.quantize import scheme
 from edgekd.recipe import Recipe
+from edgekd.tasks._contract import generates
 
 
 def inventory() -> dict[str, Any]:
-    """Tasks, schemes and targets by name; for each target the packages it needs and their versions."""
+    """Tasks, schemes and targets by name; for each target the packages it needs and their versions.
+
+    ``generators`` are the targets of students that write text.
+    """
     from edgekd import losses
 
+    return {
+        "tasks": registry.names("tasks"),
+        "losses": sorted(losses.known()),
+        "schemes": sorted(scheme.SCHEMES),
+        "targets": _exporters("targets", list(scheme.LAYERS)),
+        "generators": _exporters("generators", list(scheme.GENERATIVE)),
+    }
+
+
+def _exporters(group: str, kinds: list[str]) -> list[dict[str, Any]]:
     targets = []
-    for name in registry.names("targets"):
-        module = registry.load("targets", name)
+    for name in registry.names(group):
+        module = registry.load(group, name)
         versions = {package: pipeline.version(package) for package in module.distributions}
         missing = [package for package, version in versions.items() if version == "missing"]
         targets.append(
@@ -28,9 +42,7 @@ def inventory() -> dict[str, Any]:
                 "name": name,
                 "accepts": sorted(module.accepts),
                 "refuses": {
-                    kind: module.refuses.get(kind, "not written yet")
-                    for kind in scheme.LAYERS
-                    if kind not in module.accepts
+                    kind: module.refuses.get(kind, "not written yet") for kind in kinds if kind not in module.accepts
                 },
                 "packages": versions,
                 "installed": "missing: " + ", ".join(missing)
@@ -39,19 +51,15 @@ def inventory() -> dict[str, Any]:
                 "hint": f"pip install 'edgekd[{module.extra}]'" if missing else "",
             }
         )
-    return {
-        "tasks": registry.names("tasks"),
-        "losses": sorted(losses.known()),
-        "schemes": sorted(scheme.SCHEMES),
-        "targets": targets,
-    }
+    return targets
 
 
 def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     """Rows of ``{"what", "state": "ok" | "missing" | "note", "detail"}``; errors in the recipe are raised."""
     rows = []
     wanted = loaded[0].export.targets if loaded else None
-    for target in inventory()["targets"]:
+    speaks = loaded is not None and generates(registry.load("tasks", loaded[0].task))
+    for target in inventory()["generators" if speaks else "targets"]:
         asked = wanted is None or target["name"] in wanted
         state = "ok" if not target["hint"] else ("missing" if asked and wanted is not None else "note")
         rows.append(
@@ -77,6 +85,8 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     cut = {name: rate for name, rate in facts["truncation_rate"].items() if rate}
     rows.append(_row("cut texts", "note" if cut else "ok", ", ".join(f"{k} {v:.1%}" for k, v in cut.items()) or "none"))
     rows += [_row("data", "note", warning) for warning in facts.get("warnings", [])]
+    if recipe.teacher.endpoint:  # it shows nothing that could be examined without paying for it
+        return rows
     from edgekd.distill import examine as distillation
 
     made = pipeline.finished(recipe, folder).steps

@@ -19,6 +19,7 @@ from edgekd import pipeline, registry
 from edgekd.artifact import Artifact, Facts, read_json, write_json
 from edgekd.errors import BadInput, EdgekdError
 from edgekd.recipe import Recipe
+from edgekd.tasks._contract import generates
 
 DIVERGES = (
     0.005  # mean |difference| as a share of a tensor's range: a judgement, above rounding ties, below a lost scale
@@ -52,6 +53,12 @@ def explain(
     recipe: Recipe, folder: Path, name: str, *, bisect: bool, progress: Callable[[str], None] = lambda text: None
 ) -> list[Finding]:
     """Findings about one artefact of a run, the most telling first."""
+    if generates(registry.load("tasks", recipe.task)):
+        raise BadInput(
+            "students that write text are not explained yet",
+            where=name,
+            todo="The report tells what was verified; a session's `observed` names the runtime and its caveats.",
+        )
     steps = pipeline.finished(recipe, folder).steps
     export, verify = steps[f"export-{name}"], steps.get(f"verify-{name}")
     target, scheme = export.facts["target"], export.facts["scheme"]

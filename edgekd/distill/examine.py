@@ -19,9 +19,10 @@ import torch
 from edgekd import registry
 from edgekd.artifact import Artifact
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import sources, stage, student, trainer
+from edgekd.distill import sources, stage, student, tokens, trainer
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
+from edgekd.tasks._contract import generates
 from edgekd.teach import transformers
 from edgekd.teach.cache import read_logits
 from edgekd.teach.stage import cache_bytes
@@ -203,29 +204,38 @@ def _first_step(
     lessons = stage.lessons_of(recipe, task, start.model, teacher)
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     theirs = task.encode(ask.processor, some, recipe.data.max_length)
-    rows = trainer.Rows(
-        task=task,
-        encoded=task.encode(start.processor, some, recipe.data.max_length),
-        targets=task.targets(some),
-        pad_token_id=start.pad_token_id,
-        source=sources.Online(teacher, task, theirs, data.facts["pad_token_id"], names),
-    )
-    model = trainer.learner(start.model, lessons, rows, recipe.seed).train()
-    inputs = rows.collate(list(range(len(some))))
-    numbers = inputs.pop("rows").tolist()
+    source = tokens.OnlineTokens if generates(task) else sources.Online
+    parts: dict[str, Any] = {
+        "task": task,
+        "encoded": task.encode(start.processor, some, recipe.data.max_length),
+        "targets": task.targets(some),
+        "pad_token_id": start.pad_token_id,
+        "source": source(teacher, task, theirs, data.facts["pad_token_id"], names),
+    }
+    if generates(task):
+        rows, ways = stage.token_rows(recipe, data, start, lessons, parts)
+    else:
+        rows, ways = trainer.Rows(**parts), {}
+    measure = ways.get("measure", trainer.values)
+    model = trainer.learner(start.model, lessons, rows, recipe.seed, ways.get("kind", trainer.Learner)).train()
+    batch = rows.collate(list(range(len(some))))
+    numbers = batch.pop("rows").tolist()
     seconds = math.inf
     for _ in range(2):  # the first one warms up
         began = time.monotonic()
-        _, found = trainer.values(model, model, rows, lessons, inputs, numbers, settings.alpha, settings.temperature)
+        inputs = dict(batch)
+        _, found = measure(model, model, rows, lessons, inputs, numbers, settings.alpha, settings.temperature)
         total = torch.stack([weight * value for weight, value in found.values()]).sum()
         model.zero_grad()
         total.backward()
         seconds = min(seconds, time.monotonic() - began)
     if not torch.isfinite(total):
         raise BadInput("the loss is not finite before the first step", where="distill.losses")
-    told = ", ".join(f"{name} {value.item():.3g} x {weight:.2g}" for name, (weight, value) in found.items())
+    told = ", ".join(
+        f"{name} {value.item():.3g}" + (f" x {weight:.2g}" if weight else "") for name, (weight, value) in found.items()
+    )
     yield "loss at step 0", "ok", told
-    parts = {name: float(weight * value) for name, (weight, value) in found.items()}
+    parts = {name: float(weight * value) for name, (weight, value) in found.items() if weight}
     loud = max(parts, key=lambda name: parts[name])
     if len(parts) > 1 and parts[loud] > 0.95 * sum(parts.values()):
         yield "loss at step 0", "note", f"{loud} is {parts[loud] / sum(parts.values()):.0%} of it: lower its weight"

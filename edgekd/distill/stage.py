@@ -65,7 +65,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
     if generates(task):
         _refuse_silence(encoded)
-        rows, ways = _token_rows(recipe, data, start, lessons, parts)
+        rows, ways = token_rows(recipe, data, start, lessons, parts)
     else:
         aligned = {name: splits[name] for name in used}
         parts["aligned"] = _aligned(recipe, task, data, aligned, encoded, start) if taught else None
@@ -143,7 +143,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
-def _token_rows(
+def token_rows(
     recipe: Recipe, data: Artifact, start: Start, lessons: Sequence[trainer.Lesson], parts: dict[str, Any]
 ) -> tuple[trainer.Rows, dict[str, Any]]:
     """The rows of a language model's student, and how it is trained."""
@@ -193,7 +193,8 @@ def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]
     """Size in each scheme, shape and cost of the student before training (``edgekd distill --dry-run``)."""
     task = registry.load("tasks", recipe.task)
     with tempfile.TemporaryDirectory() as work:
-        start = begin(recipe, task, data, transformers.load_teacher(recipe.teacher, task.AUTO_TASK), Path(work))
+        teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teacher.model else None
+        start = begin(recipe, task, data, teacher, Path(work))
     tokens = data.facts["lengths"].get("p50", 1)
     return {
         **student.summary(start.model, schemes, tokens),

@@ -193,8 +193,9 @@ def summary(model: Any, schemes: Iterable[Precision], tokens: int) -> dict[str, 
     per multiply-accumulate of the matrix products and convolutions of one forward pass, counted on a real pass over
     one text of ``tokens`` tokens (an image model takes one image, whatever ``tokens`` is).
     """
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tied = {id(table.weight) for table in tables}
+    linears = [one for one in model.modules() if isinstance(one, nn.Linear) and id(one.weight) not in tied]
     parameters = sum(p.numel() for p in model.parameters())
     weights = sum(linear.weight.numel() for linear in linears)
     biases = sum(linear.bias.numel() for linear in linears if linear.bias is not None)
