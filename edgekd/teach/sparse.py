@@ -155,4 +155,7 @@ def _to_bits(values_TK: np.ndarray, width: int) -> np.ndarray:
 
 
 def _from_bits(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.int64) << np.arange(bits.shape[-1])).sum(-1)
+    """Numbers [..., w bits] as int64 [...]; at most 32 bits each."""
+    wide = np.zeros((*bits.shape[:-1], 32), np.uint8)
+    wide[..., : bits.shape[-1]] = bits
+    return np.packbits(wide, axis=-1, bitorder="little").view("<u4")[..., 0].astype(np.int64)
