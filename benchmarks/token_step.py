@@ -4,8 +4,8 @@
 
 The student is the teacher's first and last layers. Plain is transformers' own loss on the same rows (next-token cross
 entropy over all logits). Cached reads the top 64 tokens of each place as the trainer does, decoding them included;
-online asks the teacher in every step. All three end with AdamW. Interleaved, shuffled in each round; processor time of one
-thread, medians, and the ratio to plain within a round. Prints one JSON document. Goal: cached at most 1.10.
+online asks the teacher in every step. All three end with AdamW. Interleaved, shuffled in each round; processor time of
+one thread, medians, and the ratio to plain within a round. Prints one JSON document. Goal: cached at most 1.10.
 """
 
 from __future__ import annotations
