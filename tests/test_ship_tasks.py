@@ -157,6 +157,7 @@ def ship(task: str, tiny, folder: Path, targets: str) -> pipeline.Result:  # typ
 SLOW = {
     "sentence-similarity",
     "question-answering",
+    "image-classification",
 }  # the way is text classification's; its own parts are tested where they are
 
 

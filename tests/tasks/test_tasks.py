@@ -75,7 +75,13 @@ def test_padding_does_not_change_what_is_taken(task: Any) -> None:
     program = Program(task)
     inputs = inputs_of(task, 1)
     padded = tuple(torch.cat((one, torch.zeros(1, 4, dtype=torch.long)), 1) for one in inputs)
-    encoded = {"units": [0, 3, 5], "unit_ends": [0, 4, 8]}
+    ids = inputs[0][0].tolist()
+    encoded = {
+        "units": [0, 3, 5],
+        "unit_ends": [0, 4, 8],
+        "input_ids": ids,
+        "learn": [0, 1, 1, 1, *[0] * (len(ids) - 4)],
+    }
     with torch.inference_mode():
         alone, among = task.take(program(*inputs)[0], encoded), task.take(program(*padded)[0], encoded)
     torch.testing.assert_close(alone, among)
