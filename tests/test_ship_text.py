@@ -56,6 +56,19 @@ def test_a_student_comes_nearer_to_its_teacher(folder: Path, kept: str, tmp_path
     assert {one["name"] for one in result.facts("distill-student")["terms"]} == {"hard", "forward-kl"}  # type: ignore[index]
 
 
+def test_hidden_states_are_compared_beside_the_tokens(folder: Path, tmp_path: Path) -> None:
+    terms = [{"loss": "forward-kl", "pool": "output"}, {"loss": "hidden-mse", "layers": "last", "pool": "none"}]
+    made = recipe_of(
+        teacher={"model": str(folder / "teacher")},
+        data={"train": str(folder / "text.jsonl"), "max_length": 48},
+        distill=SECTIONS["distill"] | {"losses": terms, "baseline": False},
+    )
+    result = pipeline.run(made, tmp_path / "run", until="distill")
+    history = result.facts("distill-student")["history"]  # type: ignore[index]
+    values = [one["hidden-mse"] for one in history if "hidden-mse" in one]
+    assert values[-1] > 0 and any("tokens_gradient_share" in one for one in history)
+
+
 def test_a_student_of_an_endpoint_learns_its_answers(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("openai", reason="openai is not installed (pip install 'edgekd[llm]')")
     from _stub import serving

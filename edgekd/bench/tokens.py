@@ -10,9 +10,9 @@ This host is the device: a runner for text on other devices is not written yet, 
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import random
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -215,15 +215,15 @@ def _serve(pipe: Connection, target: str, folder: str, threads: int) -> None:
         import numpy as np
 
         writer: Any = registry.load("generators", target)
-        before = _peak_bytes()
+        runner = _runner()
+        reset, before = runner._reset_peak(), runner._memory()
         began = time.perf_counter_ns()
         session = writer.open_session(Path(folder), threads=threads)
         pipe.send({"load_ns": time.perf_counter_ns() - began, "observed": session.observed})
         while True:
             question = pipe.recv()
             if "memory" in question:
-                peak = _peak_bytes()
-                pipe.send({"baseline_bytes": before, "peak_bytes": peak, "peak_above_bytes": peak - before})
+                pipe.send(runner._above(before, runner._memory(), reset))
                 continue
             session.reset()
             began = time.perf_counter_ns()
@@ -241,9 +241,18 @@ def _serve(pipe: Connection, target: str, folder: str, threads: int) -> None:
         pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _runner() -> Any:
+    """The runner for any machine with Python, which knows how memory is measured.
+
+    Not by getrusage: a process that was started by a larger one has that one's peak (Linux).
+    """
+    file = registry.folder("runtimes") / "linux" / "python" / "edgekd_runner.py"
+    spec = importlib.util.spec_from_file_location("edgekd_runner", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _measurements(one: _Asked, device: str, threads: int, bench: Bench, environment: Facts) -> list[Measurement]:

@@ -14,7 +14,7 @@ import torch
 from edgekd.artifact import Artifact, read_json
 from edgekd.teach import cache, sparse
 from edgekd.teach.knowledge import capture
-from edgekd.teach.transformers import Encoded, gather, pad
+from edgekd.teach.transformers import Encoded, gather, inputs_of
 
 Knowledge = dict[str, Any]
 
@@ -62,8 +62,7 @@ class Online:
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> Knowledge:
         encoded = [self.encoded[row] for row in rows]
-        place = next(self.teacher.parameters()).device
-        inputs = {name: one.to(place) for name, one in pad(encoded, self.pad_token_id, self.task.INPUTS).items()}
+        inputs = inputs_of(self.teacher, encoded, self.pad_token_id, self.task.INPUTS)
         with capture(self.teacher, self.names) as captured:
             logits = self.task.logits(self.teacher(**inputs), inputs).float()
         outputs = [self.task.take(one, row) for one, row in zip(logits, encoded, strict=True)]

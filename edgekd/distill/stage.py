@@ -41,7 +41,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
     compared = taught and not answered
-    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teacher.model else None
+    teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
@@ -143,6 +143,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     }
 
 
+def _teacher(recipe: Recipe, task: Any) -> torch.nn.Module | None:
+    """The teacher at hand; an endpoint alone is none."""
+    return transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teacher.model else None
+
+
 def token_rows(
     recipe: Recipe, data: Artifact, start: Start, lessons: Sequence[trainer.Lesson], parts: dict[str, Any]
 ) -> tuple[trainer.Rows, dict[str, Any]]:
@@ -193,12 +198,11 @@ def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]
     """Size in each scheme, shape and cost of the student before training (``edgekd distill --dry-run``)."""
     task = registry.load("tasks", recipe.task)
     with tempfile.TemporaryDirectory() as work:
-        teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teacher.model else None
-        start = begin(recipe, task, data, teacher, Path(work))
-    tokens = data.facts["lengths"].get("p50", 1)
+        start = begin(recipe, task, data, _teacher(recipe, task), Path(work))
+    length = data.facts["lengths"].get("p50", 1)
     return {
-        **student.summary(start.model, schemes, tokens),
-        "tokens": tokens,
+        **student.summary(start.model, schemes, length),
+        "tokens": length,
         "shape": student.shape_of(start.model.config),
         "vocabulary": start.vocabulary,
     }
@@ -323,10 +327,9 @@ def _source(
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
-    if generates(task):
-        names = [recipe.teach.tokens if name == "logits" else name for name in names]
     if not recipe.teach.online:
-        return sources.Cached(teach, used, names)
+        kept = {"logits": recipe.teach.tokens} if generates(task) else {}
+        return sources.Cached(teach, used, [kept.get(name, name) for name in names])
     rows = [row for name in used for row in read_split(data.path, name)]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     kind = tokens.OnlineTokens if generates(task) else sources.Online

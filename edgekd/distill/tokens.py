@@ -10,7 +10,6 @@ draws), or whole from the teacher beside it. Terms on hidden states and relation
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from edgekd.errors import BadInput
 from edgekd.losses import _tokens
 from edgekd.teach import sparse
 from edgekd.teach.knowledge import capture
-from edgekd.teach.transformers import pad
+from edgekd.teach.transformers import inputs_of
 
 WHOLE = "whole"  # the knowledge of a teacher that is at hand: a `_tokens.Dense`
 
@@ -125,13 +124,15 @@ class OnlineTokens(sources.Online):
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> sources.Knowledge:
-        encoded, device = [self.encoded[row] for row in rows], next(self.teacher.parameters()).device
-        inputs = {k: v.to(device) for k, v in pad(encoded, self.pad_token_id, self.task.INPUTS).items()}
-        states, base = [name for name in self.names if not sparse.is_kind(name)], self.teacher.base_model
-        with capture(base, states) if states else nullcontext({}) as captured:
+        encoded, base = [self.encoded[row] for row in rows], self.teacher.base_model
+        inputs = inputs_of(self.teacher, encoded, self.pad_token_id, self.task.INPUTS)
+        with capture(base, self.names) as captured:
             hidden_BSD = base(**inputs, use_cache=False).last_hidden_state
         found = torch.cat([hidden_BSD[i, self.task.places(one)] for i, one in enumerate(encoded)])
-        return {WHOLE: _tokens.Dense(found, head(self.teacher)), **{name: captured[name].float() for name in states}}
+        return {
+            WHOLE: _tokens.Dense(found, head(self.teacher)),
+            **{name: captured[name].float() for name in self.names},
+        }
 
 
 def values(
@@ -164,7 +165,7 @@ def values(
     teacher = rows.source(numbers) if outputs or others else {}
     goal = rows.goal(teacher, right_N.device) if term else None
     names = sorted({link.student for one in others for link in one.links})
-    with capture(bare.student.base_model, names) if names else nullcontext({}) as captured:
+    with capture(bare.student.base_model, names) as captured:
         loss, parts = model(tokens=Tokens(at_2N, right_N, goal, how), **inputs)
     found = {"tokens": (1.0, loss)}
     if alpha > 0:

@@ -79,6 +79,36 @@ class Writer(Protocol):
         ...
 
 
+class Cached:
+    """What sessions have in common whose cache of keys and values holds so many tokens."""
+
+    holder = "file"  # what limits the cache, for the user
+
+    def __init__(self, size: int) -> None:
+        self._size, self._fed = size, 0
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._fed = 0
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after the last of these tokens, float32 [V]."""
+        raise NotImplementedError
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each of these tokens, float32 [S, V]; one by one, where a file gives those of the last."""
+        import numpy as np
+
+        self.reset()
+        logits: np.ndarray = np.stack([self.feed([one]) for one in ids])
+        return logits
+
+    def _room(self, count: int) -> None:
+        """Raise BadInput where so many tokens more do not fit."""
+        if self._fed + count > self._size:
+            raise BadInput(f"{self._fed + count} tokens; the {self.holder}'s cache holds {self._size}")
+
+
 def read_numbers(program: Path) -> Numbers:
     """The integers and scales of a Program."""
     from safetensors.numpy import load_file

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
-from edgekd.errors import BadInput, Environment, StepFailed
+from edgekd.errors import Environment, StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
@@ -199,37 +199,23 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return 0.005 * logit_range
 
 
-class Session:
-    """What both sessions have in common: positions and masks."""
+class Session(_contract.Cached):
+    """What both sessions have in common: positions and masks. No mask reaches further than what was fed."""
 
     observed: Facts
-
-    def __init__(self, size: int) -> None:
-        self._size, self._fed = size, 0
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self._fed = 0  # no mask reaches further
+    holder = "package"
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
         import numpy as np
 
+        self._room(len(ids))
         end = self._fed + len(ids)
-        if end > self._size:
-            raise BadInput(f"{end} tokens; the package's cache holds {self._size}")
         seen = np.arange(end) <= np.arange(self._fed, end)[:, None]
         mask = np.where(seen, 0, MASKED).astype(np.float32)[None, None]
         logits = self._logits({IDS: np.array([list(ids)], np.int32), MASK: mask})
         self._fed = end
         return np.asarray(logits, np.float32)[0, -1].copy()
-
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits after each of these tokens, float32 [S, V]; one by one, since the package gives those of the last."""
-        import numpy as np
-
-        self.reset()
-        return np.stack([self.feed([one]) for one in ids])
 
     def _logits(self, inputs: Mapping[str, np.ndarray]) -> Any:
         raise NotImplementedError

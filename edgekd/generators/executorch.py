@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts, write_atomic
-from edgekd.errors import BadInput, StepFailed
+from edgekd.errors import StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
@@ -283,7 +283,7 @@ def _open(file: Path) -> Any:
         raise StepFailed(f"ExecuTorch cannot open it ({error})", where=str(file)) from None
 
 
-class Session:
+class Session(_contract.Cached):
     """``executorch.runtime``, its thread pool one per process: opening sets it for every open session."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
@@ -294,8 +294,7 @@ class Session:
         portable_lib._unsafe_reset_threadpool(threads)  # the only way to set it from Python; nothing runs yet
         self._program = _open(artifact / FILE)
         self._method = self._program.load_method("forward")
-        self._size = int(self._ask("get_max_context_len"))
-        self._fed = 0
+        super().__init__(int(self._ask("get_max_context_len")))  # attention reads no further than it was fed
         self.observed: Facts = {
             "runtime": "ExecuTorch",
             "version": version("executorch"),
@@ -308,27 +307,15 @@ class Session:
     def _ask(self, name: str) -> Any:
         return self._program.load_method(name).execute([])[0]
 
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self._fed = 0  # attention reads no further
-
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
         import torch
 
-        if self._fed + len(ids) > self._size:
-            raise BadInput(f"{self._fed + len(ids)} tokens; the file's cache holds {self._size}")
+        self._room(len(ids))
         given = [torch.tensor([list(ids)]), torch.tensor([self._fed])]
         logits: np.ndarray = self._method.execute(given)[0].numpy()[0].copy()  # the runtime uses its memory again
         self._fed += len(ids)
         return logits
-
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits after each of these tokens, float32 [S, V]; one by one, since the file gives those of the last."""
-        import numpy as np
-
-        self.reset()
-        return np.stack([self.feed([one]) for one in ids])
 
     def close(self) -> None:
         """Free model and cache."""

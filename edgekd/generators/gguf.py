@@ -388,8 +388,10 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (0.002 if scheme == "fp32" else 0.04) * logit_range
 
 
-class Session:
+class Session(_contract.Cached):
     """llama.cpp through llama-cpp-python's C functions, with its default cache (fp16 keys and values)."""
+
+    holder = "session"
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._lib = lib = require("llama_cpp", extra)
@@ -410,16 +412,15 @@ class Session:
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         self.width = lib.llama_vocab_n_tokens(self._vocabulary)
         settings = lib.llama_context_default_params()
-        self._context_size = min(CONTEXT, lib.llama_model_n_ctx_train(self._model))
-        settings.n_ctx = self._context_size
-        settings.n_batch = settings.n_ubatch = min(BATCH, self._context_size)
+        super().__init__(min(CONTEXT, lib.llama_model_n_ctx_train(self._model)))
+        settings.n_ctx = self._size
+        settings.n_batch = settings.n_ubatch = min(BATCH, self._size)
         settings.n_threads = settings.n_threads_batch = threads
         self._context = lib.llama_init_from_model(self._model, settings)
         if not self._context:
             raise StepFailed("llama.cpp gives no context for it", where=str(artifact / FILE))
         self._batch = lib.llama_batch_init(settings.n_batch, 0, 1)
-        self._size = int(settings.n_batch)
-        self._fed = 0
+        self._together = int(settings.n_batch)
         self.observed: Facts = {
             "runtime": "llama.cpp",
             "version": f"llama-cpp-python {lib.__version__}",
@@ -433,8 +434,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget all tokens."""
+        super().reset()
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
-        self._fed = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
@@ -461,11 +462,10 @@ class Session:
     def _run(self, ids: Sequence[int], *, every: bool) -> np.ndarray:
         import numpy as np
 
-        if self._fed + len(ids) > self._context_size:
-            raise BadInput(f"{self._fed + len(ids)} tokens; the session's cache holds {self._context_size}")
+        self._room(len(ids))
         found = []
-        for start in range(0, len(ids), self._size):
-            some = ids[start : start + self._size]
+        for start in range(0, len(ids), self._together):
+            some = ids[start : start + self._together]
             last = start + len(some) == len(ids)
             self._batch.n_tokens = len(some)
             for i, token in enumerate(some):

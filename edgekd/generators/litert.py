@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
-from edgekd.errors import BadInput, StepFailed
+from edgekd.errors import StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
@@ -281,7 +281,7 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return {"fp32": 1e-4, "w8a8-dynamic": 0.02}.get(scheme, 0.06) * logit_range
 
 
-class Session:
+class Session(_contract.Cached):
     """LiteRT's interpreter (XNNPACK), the cache in its caller's hands. LiteRT-LM runs the same graphs."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
@@ -296,7 +296,7 @@ class Session:
         sizes = sorted(int(name.removeprefix(PREFILL)) for name in names if name.startswith(PREFILL))
         self._prefill = {size: self._interpreter.get_signature_runner(f"{PREFILL}{size}") for size in sizes}
         self._details = self._decode.get_input_details()
-        self._size = int(self._details["mask"]["shape"][-1])
+        super().__init__(int(self._details["mask"]["shape"][-1]))
         self.observed: Facts = {
             "runtime": "LiteRT",
             "version": version("ai-edge-litert"),
@@ -318,12 +318,11 @@ class Session:
 
         held = {name: one for name, one in self._details.items() if name.startswith("kv_cache_")}
         self._cache = {name: np.zeros(one["shape"], np.float32) for name, one in held.items()}
-        self._fed = 0
+        super().reset()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
-        if self._fed + len(ids) > self._size:
-            raise BadInput(f"{self._fed + len(ids)} tokens; the file's cache holds {self._size}")
+        self._room(len(ids))
         ahead = list(ids[:-1])
         while ahead:
             fitting = [size for size in self._prefill if self._fed + size <= self._size]  # padding fills the cache too
@@ -346,13 +345,6 @@ class Session:
         self._cache = found
         self._fed += len(ids)
         return logits
-
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits after each of these tokens, float32 [S, V]; one by one, since only ``decode`` gives any."""
-        import numpy as np
-
-        self.reset()
-        return np.stack([self.feed([one]) for one in ids])
 
     def close(self) -> None:
         """Free model and cache."""

@@ -329,8 +329,10 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (1e-4 if scheme == "fp32" else 0.04) * logit_range
 
 
-class Session:
+class Session(_contract.Cached):
     """onnxruntime-genai's own generator, fed token by token or in one piece."""
+
+    holder = "session"
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._og = og = require("onnxruntime_genai", extra)
@@ -338,8 +340,7 @@ class Session:
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
-        self._size = min(CONTEXT, read_json(artifact / CONFIG)["model"]["context_length"])
-        self._fed = 0
+        super().__init__(min(CONTEXT, read_json(artifact / CONFIG)["model"]["context_length"]))
         self._generator: Any = None
         self.observed: Facts = {
             "runtime": "onnxruntime-genai",
@@ -350,7 +351,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._generator, self._fed = None, 0
+        super().reset()
+        self._generator = None
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
@@ -374,8 +376,7 @@ class Session:
     def _append(self, ids: Sequence[int]) -> None:
         import numpy as np
 
-        if self._fed + len(ids) > self._size:
-            raise BadInput(f"{self._fed + len(ids)} tokens; the session's cache holds {self._size}")
+        self._room(len(ids))
         if self._generator is None:
             options = self._og.GeneratorParams(self._model)
             options.set_search_options(max_length=self._size, do_sample=False)

@@ -247,7 +247,7 @@ def metrics(outputs: Any, examples: Sequence[Example], teacher: Any = None) -> d
         "token_accuracy": float((found[:, 1] == found[:, 2]).mean()),
     }
     if teacher is not None:
-        told["teacher_agreement"] = float(np.concatenate([a for a in _same(outputs, teacher)]).mean())
+        told["teacher_agreement"] = float(np.concatenate(_same(outputs, teacher)).mean())
     return told
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,10 +207,9 @@ def knowledge(
     vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """One batch of what the teacher knows: outputs in float32, the rest in float16, per token without padding."""
-    place = next(model.parameters()).device
-    inputs = {name: one.to(place) for name, one in transformers.pad(encoded, pad_token_id, task.INPUTS).items()}
+    inputs = transformers.inputs_of(model, encoded, pad_token_id, task.INPUTS)
     states = [kind for kind in kinds if not sparse.is_kind(kind)]
-    with torch.inference_mode(), capture(model, states) if states else nullcontext({}) as captured:
+    with torch.inference_mode(), capture(model, states) as captured:
         logits = task.logits(model(**inputs), inputs).float()
     found: dict[str, Any] = {
         "logits": transformers.gather(

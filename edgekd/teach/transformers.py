@@ -92,16 +92,24 @@ def pad(rows: Sequence[Encoded], pad_token_id: int, names: Sequence[str] = TEXT_
     return batch
 
 
+def inputs_of(
+    model: torch.nn.Module, rows: Sequence[Encoded], pad_token_id: int, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Padded inputs of these rows, where the model is."""
+    place = next(model.parameters()).device
+    return {name: one.to(place) for name, one in pad(rows, pad_token_id, names).items()}
+
+
 def predict(
     model: torch.nn.Module, task: Any, encoded: Sequence[Encoded], pad_token_id: int, *, size: int = 64
 ) -> Outputs:
     """The task's outputs in row order, float32, in eval mode, in length-sorted batches of fixed composition."""
-    training, device = model.training, next(model.parameters()).device
+    training = model.training
     model.eval()
     found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
     with torch.inference_mode():
         for rows in length_batches([length(one) for one in encoded], size):
-            inputs = {k: v.to(device) for k, v in pad([encoded[i] for i in rows], pad_token_id, task.INPUTS).items()}
+            inputs = inputs_of(model, [encoded[i] for i in rows], pad_token_id, task.INPUTS)
             logits = task.logits(model(**inputs), inputs).float().cpu()
             for i, row in enumerate(rows):
                 found[row] = task.take(logits[i], encoded[row]).clone()

@@ -69,29 +69,30 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     if not has_answers(inputs["teach"].path):
         compared["teacher"] = [one.numpy() for one in read_logits(inputs["teach"], "test")]
     compared = {name: [some[row] for row in rows] for name, some in compared.items()}
-    same = {name: float(np.concatenate([_same(task, outputs, some)]).mean()) for name, some in compared.items()}
-    metrics = {name: task.metrics(some, examples) for name, some in compared.items()}
+    told = {name: task.metrics(some, examples) for name, some in compared.items()}
+    metrics = task.metrics(outputs, examples, compared.get("teacher"))
+    likeliest = task.metrics(outputs, examples, compared["program"])["teacher_agreement"]  # the other as a teacher
     export = inputs["export"].facts
     return {
         **inputs.variant,
         "samples": len(rows),
         "of": len(test),
         "rows": "every row" if len(rows) == len(test) else f"{len(rows)} of {len(test)} rows, evenly spread",
-        "metrics": task.metrics(outputs, examples, compared.get("teacher")),
-        "program_metrics": metrics["program"],
-        "student_metrics": metrics["student"],
-        "teacher_metrics": metrics.get("teacher", {}),
-        "parity": parity(outputs, compared["program"]) | {"likeliest": same["program"]},
+        "metrics": metrics,
+        "program_metrics": told["program"],
+        "student_metrics": told["student"],
+        "teacher_metrics": told.get("teacher", {}),
+        "parity": parity(outputs, compared["program"]) | {"likeliest": likeliest},
         "golden": golden,
         "written": written,
         "faithful": {
-            "numbers": {"numbers": 0, "arrays": 0, "missing": [], **export["faithful"]},
+            "numbers": export["faithful"],
             "invariance": moved,
             "kernels": {"wanted": 0, "integer": 0, "accelerated": None, "how": ""},
             "size": stored_size(inputs["quantize"], export["size_bytes"]),
         },
         "agreement": {"program": 1 - written["differ"] / written["tokens"]}
-        | ({"teacher": same["teacher"]} if "teacher" in same else {}),
+        | ({"teacher": metrics["teacher_agreement"]} if "teacher" in told else {}),
         "runtime": observed,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -178,10 +179,6 @@ def stored_size(program: Any, size_bytes: int) -> Facts:
             expected += size * kind // 8 + (size // 32 * 4 if kind < 16 else 0)
     limit = int(expected * SHARE) + OVERHEAD
     return {"bytes": size_bytes, "expected": expected, "limit": limit, "small": size_bytes <= limit}
-
-
-def _same(task: Any, outputs: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([a[:, 1] == b[:, 1] for a, b in zip(outputs, others, strict=True)])
 
 
 def _finite(logits: np.ndarray, where: str) -> np.ndarray:
