@@ -258,11 +258,12 @@ class Distiller(Trainer):
         alpha: Callable[[float], float],
         judge: Callable[[nn.Module], dict[str, float]],
         measure: Callable[..., Any],
+        section: str,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.lessons, self.settings, self.alpha, self.judge = lessons, settings, alpha, judge
-        self.measure = measure
+        self.measure, self.section = measure, section
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
@@ -288,8 +289,8 @@ class Distiller(Trainer):
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the training diverged: its loss is {loss.item()} in step {self.state.global_step + 1}",
-                where="distill",
-                todo=f"Lower distill.learning_rate (it is {self.args.learning_rate:g}).",
+                where=self.section,
+                todo=f"Lower {self.section}.learning_rate (it is {self.args.learning_rate:g}).",
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -414,12 +415,13 @@ def train(
     evaluated: Evaluated = not_told,
     measure: Callable[..., Any] = values,
     kind: type[Learner] = Learner,
+    section: str = "distill",
 ) -> list[dict[str, Any]]:
     """Train ``student`` in place to its best evaluated weights; returns the logged history.
 
     ``measure`` computes the parts of the loss (see ``values``) of what ``kind`` wraps the student in. Without a
     source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from (complete ones
-    only).
+    only). ``section`` of the recipe is named where training diverges.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     log_every = min(LOG_EVERY, settings.checkpoint_every)
@@ -463,6 +465,7 @@ def train(
         alpha=(lambda share: _between(settings.alpha, settings.alpha_end, share)) if taught else (lambda share: 1.0),
         judge=judge,
         measure=measure,
+        section=section,
     )
     trainer.remove_callback(_printer())
     checkpoint = _last_complete(scratch, trainer.args.process_index == 0)

@@ -16,6 +16,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from edgekd import registry
-from edgekd.artifact import Facts, Inputs, write_json
-from edgekd.data.stage import read_split
+from edgekd import processes, registry
+from edgekd.artifact import SCRATCH, Facts, Inputs, write_json
+from edgekd.data.stage import TRANSFER, read_split
 from edgekd.distill import student as students
+from edgekd.distill import tokens as distilled
+from edgekd.distill.stage import source_of
 from edgekd.errors import BadInput
 from edgekd.outputs import save_outputs
-from edgekd.quantize import reference, weights
+from edgekd.quantize import qat, qat_tokens, reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import LAYERS, Scheme
 from edgekd.recipe import Recipe
-from edgekd.teach.transformers import arrays, at_once, predict
+from edgekd.teach import transformers
+from edgekd.teach.answers import has_answers, read_answers
 
 MODEL, NUMBERS, GOLDEN, REFERENCE = "model", "numbers.safetensors", "golden.json", "reference.safetensors"
 NUMBERS_SCHEMA, GOLDEN_SCHEMA = "edgekd/numbers/1", "edgekd/golden-tokens/1"
@@ -48,8 +52,7 @@ Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> integers int8 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write the generative Program (see docs/architecture.md) to ``out``. Variant: scheme."""
     task: Any = registry.load("tasks", recipe.task)
-    data, distilled = inputs["data"], inputs["distill"]
-    folder, limit = distilled.path / MODEL, recipe.data.max_length
+    data, folder, limit = inputs["data"], inputs["distill"].path / MODEL, recipe.data.max_length
     student = load_student(folder)
     processor = task.processor(folder)
     name = inputs.variant["scheme"]
@@ -57,19 +60,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     rows_of_test = read_split(data.path, "test")
     test = task.encode(processor, rows_of_test, limit)
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": []}
-    rows: Sequence[Any] = []
-    if scheme.name != "fp32":
-        train = task.encode(processor, read_split(data.path, "train"), limit)
-        count = min(recipe.quantize.calibration_samples, len(train))
-        rows = random.Random(recipe.seed).sample(train, count)
-        facts["method"] = "ptq"
-        facts["calibration"] = {"samples": count, "seed": recipe.seed, "weights": recipe.quantize.weights}
-    how = "absmax" if name == "fp32" else recipe.quantize.weights
-    model, numbers, layers = quantized(student, scheme, how, rows, task)
+    if name == "fp32":
+        model, numbers, layers = quantized(student, scheme, "absmax", [], task)
+    else:
+        model, facts = trained(recipe, inputs, task, student, scheme, out / SCRATCH)
+        model, numbers, layers = convert(model)
+    if processes.rank() > 0:
+        return {}
     save(model, numbers, layers, scheme.name, folder, out)
     reference_answers = golden(model, prompts(test))
     write_json(out / GOLDEN, reference_answers)
-    answers = arrays(predict(model, task, test, 0, size=at_once(model, limit)))
+    answers = transformers.arrays(transformers.predict(model, task, test, 0, size=transformers.at_once(model, limit)))
     save_outputs(out / REFERENCE, answers)
     reached = [value for one in reference_answers["logits"] for value in one]
     return {
@@ -81,6 +82,66 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "vocabulary": tokens_of(folder),
         "logit_range": max(reached) - min(reached),
     }
+
+
+def trained(
+    recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scheme: Scheme, scratch: Path
+) -> tuple[nn.Module, Facts]:
+    """The student prepared for ``scheme``, its weights chosen and trained, and how it came about."""
+    settings, data, teach, folder = recipe.quantize, inputs["data"], inputs["teach"], inputs["distill"].path / MODEL
+    answered, limit = has_answers(teach.path), recipe.data.max_length
+    used = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
+    processor, vocabulary = task.processor(folder), min(tokens_of(folder), student.config.vocab_size)
+    encoded = {name: task.encode(processor, rows, limit) for name, rows in used.items()}
+    count = min(settings.calibration_samples, len(encoded["train"]))
+    some = random.Random(recipe.seed).sample(encoded["train"], count)
+    model = prepare(copy.deepcopy(student), scheme)
+    choose(model, student, scheme, settings.weights, some, task)
+    model.requires_grad_(True).to(transformers.device())
+    student.to(transformers.device())
+    judge = partial(
+        qat_tokens.compared,
+        student=student,
+        task=task,
+        encoded=task.encode(processor, read_split(data.path, "validation"), limit),
+        vocabulary=vocabulary,
+        size=transformers.at_once(student, limit),
+    )
+    steps = 0 if settings.method == "ptq" else settings.steps
+    allowed = recipe.gate.max_perplexity_rise.get(scheme.name)
+    if settings.method == "auto" and (allowed is None or judge(model)["perplexity_rise"] <= allowed):
+        steps = 0
+    compares = bool(steps) and settings.method != "qat" and settings.teacher_weight > 0 and not answered
+    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if compares and recipe.teach.online else None
+    rows = distilled.TokenRows(
+        task,
+        task.encode(processor, read_answers(teach.path), limit)
+        if answered
+        else [one for some in encoded.values() for one in some],
+        targets=(),
+        pad_token_id=inputs["distill"].facts["pad_token_id"],
+        source=source_of(recipe, task, data, teach, list(used), teacher, []) if compares else None,
+        kept=recipe.teach.tokens,
+        vocabulary=vocabulary,
+        packing=limit if recipe.distill.packing else 0,
+    )
+    trace = qat_tokens.train(
+        model,
+        student,
+        rows,
+        settings,
+        steps=steps,
+        temperature=recipe.distill.temperature,
+        seed=recipe.seed,
+        scratch=scratch,
+        judge=judge,
+        progress=inputs.progress,
+    )
+    step = qat.chosen(trace)
+    method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
+    calibration = {"samples": count, "seed": recipe.seed, "weights": settings.weights}
+    student.cpu()
+    return model.cpu(), {"method": method, "chosen_step": step, "trace": trace, "calibration": calibration}
 
 
 def load_student(folder: Path) -> nn.Module:
