@@ -151,6 +151,23 @@ class Learner(nn.Module):
         """Passed on to the student."""
         self.student.activation_checkpointing_enable(**settings)
 
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint leaves out because it is a tied matrix's other name; the Trainer asks when it loads one."""
+        state = self.state_dict()
+        return [name for name in state if name not in once(state)]
+
+    def tie_weights(self) -> None:
+        """Nothing to do: the two names are of one parameter."""
+
+
+def once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, a tied one only under its first name."""
+    kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
+    for name, value in state.items():
+        kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value))
+    return dict(kept.values())
+
 
 def learner(
     student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int, kind: type[Learner] = Learner
@@ -323,10 +340,9 @@ class Distiller(Trainer):
         """As the Trainer saves a model that is not transformers' own, but a tied matrix only once."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
-        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
-            kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
-        save_file(dict(kept.values()), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        state = once(self.model.state_dict() if state_dict is None else state_dict)
+        whole = {name: value.contiguous() for name, value in state.items()}
+        save_file(whole, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
