@@ -106,7 +106,7 @@ GENERATIVE = {
         shared=True,
     ),
     EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
-    VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=1, reads=("task", "data.max_length", "verify")),
+    VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
     BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
 }
 
