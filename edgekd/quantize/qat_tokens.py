@@ -109,23 +109,20 @@ def train(
     rows: tokens.TokenRows,
     settings: Quantize,
     *,
-    steps: int,
     temperature: float,
     seed: int,
     scratch: Path,
     judge: Callable[[nn.Module], dict[str, float]],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` (prepared, its weights chosen) for ``steps`` in place to its best checkpoint; returns the trace.
+    """Train ``model`` (prepared, its weights chosen) in place to its best checkpoint; returns the trace.
 
     ``student`` is the float model it came from; both are on one device. The rows have a source where the teacher
     counts, and ``quantize.method: qat`` leaves hidden states out. It resumes as ``trainer.train`` does; the trace has
     one entry per evaluation, step 0 first.
     """
     trace: list[dict[str, Any]] = [{"step": 0, **judge(model)}]
-    if not steps:
-        return trace
-    start = copy.deepcopy(model.state_dict())
+    start, steps = copy.deepcopy(model.state_dict()), settings.steps
     hidden = 0.0 if settings.method == "qat" else settings.hidden_weight
     weights = {"student": 1.0, "hidden": hidden, "teacher": settings.teacher_weight}
     history = trainer.train(

@@ -15,7 +15,7 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,61 +87,75 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 def trained(
     recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scheme: Scheme, scratch: Path
 ) -> tuple[nn.Module, Facts]:
-    """The student prepared for ``scheme``, its weights chosen and trained, and how it came about."""
-    settings, data, teach, folder = recipe.quantize, inputs["data"], inputs["teach"], inputs["distill"].path / MODEL
-    answered, limit = has_answers(teach.path), recipe.data.max_length
-    used = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
+    """The student prepared for ``scheme``, its weights chosen and trained, and how it came about.
+
+    Checkpoints lie in ``scratch``.
+    """
+    settings, data, folder = recipe.quantize, inputs["data"], inputs["distill"].path / MODEL
     processor, vocabulary = task.processor(folder), min(tokens_of(folder), student.config.vocab_size)
-    encoded = {name: task.encode(processor, rows, limit) for name, rows in used.items()}
-    count = min(settings.calibration_samples, len(encoded["train"]))
-    some = random.Random(recipe.seed).sample(encoded["train"], count)
+
+    def encode(rows: Sequence[Any]) -> list[Any]:
+        found: list[Any] = task.encode(processor, rows, recipe.data.max_length)
+        return found
+
+    train = read_split(data.path, "train")
+    count = min(settings.calibration_samples, len(train))
     model = prepare(copy.deepcopy(student), scheme)
-    choose(model, student, scheme, settings.weights, some, task)
+    choose(model, student, scheme, settings.weights, encode(random.Random(recipe.seed).sample(train, count)), task)
     model.requires_grad_(True).to(transformers.device())
     student.to(transformers.device())
     judge = partial(
         qat_tokens.compared,
         student=student,
         task=task,
-        encoded=task.encode(processor, read_split(data.path, "validation"), limit),
+        encoded=encode(read_split(data.path, "validation")),
         vocabulary=vocabulary,
-        size=transformers.at_once(student, limit),
+        size=transformers.at_once(student, recipe.data.max_length),
     )
-    steps = 0 if settings.method == "ptq" else settings.steps
-    allowed = recipe.gate.max_perplexity_rise.get(scheme.name)
-    if settings.method == "auto" and (allowed is None or judge(model)["perplexity_rise"] <= allowed):
-        steps = 0
-    compares = bool(steps) and settings.method != "qat" and settings.teacher_weight > 0 and not answered
-    teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if compares and recipe.teach.online else None
-    rows = distilled.TokenRows(
-        task,
-        task.encode(processor, read_answers(teach.path), limit)
-        if answered
-        else [one for some in encoded.values() for one in some],
-        targets=(),
-        pad_token_id=inputs["distill"].facts["pad_token_id"],
-        source=source_of(recipe, task, data, teach, list(used), teacher, []) if compares else None,
-        kept=recipe.teach.tokens,
-        vocabulary=vocabulary,
-        packing=limit if recipe.distill.packing else 0,
-    )
-    trace = qat_tokens.train(
-        model,
-        student,
-        rows,
-        settings,
-        steps=steps,
-        temperature=recipe.distill.temperature,
-        seed=recipe.seed,
-        scratch=scratch,
-        judge=judge,
-        progress=inputs.progress,
-    )
+    trace: list[Facts] = []
+    if settings.method in ("ptq", "auto") or not settings.steps:
+        trace = [{"step": 0, **judge(model)}]
+    limit = recipe.gate.max_perplexity_rise.get(scheme.name)
+    if not trace or (settings.method == "auto" and limit is not None and trace[0]["perplexity_rise"] > limit):
+        trace = qat_tokens.train(
+            model,
+            student,
+            _rows(recipe, inputs, task, encode, vocabulary),
+            settings,
+            temperature=recipe.distill.temperature,
+            seed=recipe.seed,
+            scratch=scratch,
+            judge=judge,
+            progress=inputs.progress,
+        )
     step = qat.chosen(trace)
     method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
     calibration = {"samples": count, "seed": recipe.seed, "weights": settings.weights}
     student.cpu()
     return model.cpu(), {"method": method, "chosen_step": step, "trace": trace, "calibration": calibration}
+
+
+def _rows(
+    recipe: Recipe, inputs: Inputs, task: Any, encode: Callable[[Sequence[Any]], list[Any]], vocabulary: int
+) -> distilled.TokenRows:
+    """What is trained on: training and transfer text, or an endpoint's answers; with the teacher where it counts."""
+    data, teach, settings = inputs["data"], inputs["teach"], recipe.quantize
+    splits = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
+    answered = has_answers(teach.path)  # text and no distributions
+    source = None
+    if settings.method != "qat" and settings.teacher_weight > 0 and not answered:
+        teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teach.online else None
+        source = source_of(recipe, task, data, teach, list(splits), teacher, [])
+    return distilled.TokenRows(
+        task,
+        encode(read_answers(teach.path) if answered else [row for rows in splits.values() for row in rows]),
+        targets=(),
+        pad_token_id=inputs["distill"].facts["pad_token_id"],
+        source=source,
+        kept=recipe.teach.tokens,
+        vocabulary=vocabulary,
+        packing=recipe.data.max_length if recipe.distill.packing else 0,
+    )
 
 
 def load_student(folder: Path) -> nn.Module:
