@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ def calibrate(
         return
     batches = same_length_batches(encoded, 16)
     shortest = pad([encoded[batches[0][0]]], 0, names)
-    reference.share_inputs(model, shortest)
+    with _observed(model, {}):  # by the float model: nothing is rounded to find out who reads what
+        reference.share_inputs(model, shortest)
     tokens = sum(length(row) for row in encoded) or len(encoded) * _tokens(model, pad([encoded[0]], 0, names))
     share = 1.0 if least_squares else percentile
     tails = {quantizer: Tails(share, tokens) for quantizer in reference.quantizers(model)}
@@ -147,7 +149,8 @@ def calibrate(
     if least_squares:
         seen = {quantizer: Histogram(*one.range()) for quantizer, one in seen.items()}
         _observe(model, [[encoded[i] for i in rows] for rows in batches], seen, names)
-    flat = _before_gelu(model, shortest)
+    with _observed(model, {}):
+        flat = _before_gelu(model, shortest)
     for quantizer, observer in seen.items():
         low, high = observer.range()
         quantizer.set_range(max(low, GELU_FLAT) if quantizer in flat else low, high)
@@ -164,7 +167,8 @@ def _before_gelu(model: nn.Module, inputs: dict[str, torch.Tensor]) -> set[refer
     def read(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         found.update(quantizer for output, quantizer in made if output is arguments[0])
 
-    hooks = [one.register_forward_hook(note) for one in reference.quantizers(model)]
+    outputs = (layer.output_quantizer for _, layer in reference.layers(model) if layer.kind.output)
+    hooks = [one.register_forward_hook(note) for one in outputs]
     hooks += [m.register_forward_pre_hook(read) for m in model.modules() if type(m).__name__ in GELUS]
     with torch.no_grad():
         model(**inputs)
@@ -180,11 +184,19 @@ def _observe(
     names: Sequence[str],
 ) -> None:
     """One pass of the float model, its tensors shown to the observers."""
-    for quantizer in reference.quantizers(model):
-        quantizer.observer = observers.get(quantizer, _Blind())
-    with torch.inference_mode():
+    with _observed(model, observers), torch.inference_mode():
         for rows in batches:
             model(**pad(rows, 0, names))
+
+
+@contextmanager
+def _observed(
+    model: nn.Module, observers: Mapping[reference.ActivationQuantizer, reference.Observer]
+) -> Iterator[None]:
+    """In it, static layers are the float layers that they were, and these quantizers show what reaches them."""
+    for quantizer in reference.quantizers(model):
+        quantizer.observer = observers.get(quantizer, _Blind())
+    yield
     for quantizer in reference.quantizers(model):
         quantizer.observer = None
 
