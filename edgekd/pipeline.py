@@ -277,9 +277,9 @@ def _check_student(recipe: Recipe) -> None:
             where="distill.student.embedding_size",
             todo="Leave it out; vocabulary and hidden_size make the table smaller.",
         )
-    folder = Path(recipe.teacher.model or "")
     narrower = (shape.hidden_size, shape.heads, shape.intermediate_size)
-    if shape.model or not any(narrower) or not (folder / "config.json").is_file():
+    folder = Path(recipe.teacher.model) if recipe.teacher.model else None
+    if shape.model or not any(narrower) or folder is None or not (folder / "config.json").is_file():
         return
     from transformers import AutoConfig
 

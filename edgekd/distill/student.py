@@ -107,7 +107,7 @@ def configured(shape: Student, source: Any, *, cut: bool) -> tuple[Any, list[int
     for name in DROPOUTS if shape.dropout is not None else ():
         if hasattr(config, name):
             setattr(config, name, shape.dropout)
-    if {name: sizes[name] for name in sizes} != {name: own[name] for name in sizes}:
+    if any(sizes[name] != own[name] for name in sizes):
         _mark_heads(config, source, fresh=_is_fresh(shape, own, cut))
     return config, layers
 
