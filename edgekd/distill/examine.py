@@ -19,7 +19,7 @@ import torch
 from edgekd import registry
 from edgekd.artifact import Artifact
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import sources, stage, student, tokens, trainer
+from edgekd.distill import sources, stage, student, tokens, trainer, vocabulary
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 from edgekd.tasks._contract import generates
@@ -204,6 +204,7 @@ def _first_step(
     lessons = stage.lessons_of(recipe, task, start.model, teacher)
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     theirs = task.encode(ask.processor, some, recipe.data.max_length)
+    ids = vocabulary.new_ids(data.path / "tokenizer", start.tokenizer) if generates(task) else None
     source = tokens.OnlineTokens if generates(task) else sources.Online
     parts: dict[str, Any] = {
         "task": task,
@@ -213,7 +214,8 @@ def _first_step(
         "source": source(teacher, task, theirs, data.facts["pad_token_id"], names),
     }
     if generates(task):
-        rows, ways = stage.token_rows(recipe, data, start, lessons, parts)
+        parts["aligned"] = torch.tensor(tokens.alike(parts["encoded"], theirs, ids))
+        rows, ways = stage.token_rows(recipe, data, lessons, parts, ids)
     else:
         rows, ways = trainer.Rows(**parts), {}
     measure = ways.get("measure", trainer.values)
