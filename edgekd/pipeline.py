@@ -98,7 +98,13 @@ BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", 
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
-    QUANTIZE: replace(QUANTIZE, run="edgekd.quantize.tokens:run", version=1),
+    QUANTIZE: replace(
+        QUANTIZE,
+        run="edgekd.quantize.tokens:run",
+        version=2,
+        reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
+        shared=True,
+    ),
     EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
     VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
     BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),

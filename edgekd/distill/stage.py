@@ -65,7 +65,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "encoded": [one for name in used for one in encoded[name]],
         "targets": [one for name in used for one in task.targets(splits[name])],
         "pad_token_id": pad_token_id,
-        "source": _source(recipe, task, data, teach, used, teacher, lessons) if compared else None,
+        "source": source_of(recipe, task, data, teach, used, teacher, lessons) if compared else None,
     }
     if compared:
         cut = {name: splits[name] for name in used}
@@ -316,7 +316,7 @@ def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
     return [row for row in found if row["value"] is not None]
 
 
-def _source(
+def source_of(
     recipe: Recipe,
     task: Any,
     data: Artifact,
@@ -325,6 +325,7 @@ def _source(
     teacher: torch.nn.Module,
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
+    """The teacher's outputs, and what the lessons compare beside them, for the rows of the splits ``used``."""
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     if not recipe.teach.online:
         kept = {"logits": recipe.teach.tokens} if generates(task) else {}

@@ -193,10 +193,14 @@ class QATLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self.kind.activations == "static":
             return self._static(x)
+        return F.linear(*self.operands(x), self.bias)
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and the weights [O, I] as the shipped layer multiplies them (no static activations); gradients pass."""
         if self.kind.activations == "dynamic":
             steps, zero = token_numbers(x.detach())
             x = StraightThrough.apply(x, quantize_tokens(x.detach(), steps, zero).sub_(zero).mul_(1 / steps))
-        return F.linear(x, StraightThrough.apply(self.weight, self._dequantized()), self.bias)
+        return x, StraightThrough.apply(self.weight, self._dequantized())
 
     def _static(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_quantizer(x)
