@@ -64,7 +64,9 @@ class Tails:
 
     def __init__(self, percentile: float, tokens: int) -> None:
         self.percentile, self.tokens, self.count, self.keep = percentile, tokens, 0, 0
-        self.kept = np.empty(0, np.float32)  # the ``keep`` values at each end, and what came since they were cut out
+        self.kept: Any = np.empty(
+            0, np.float32
+        )  # the ``keep`` values at each end, and what came since they were cut out
         self.low, self.high = math.inf, -math.inf  # values between them are at neither end
         self.last: torch.Tensor | None = None
 
@@ -81,7 +83,7 @@ class Tails:
         if len(self.kept) >= 4 * self.keep:
             self.kept.partition((self.keep - 1, len(self.kept) - self.keep))
             self.kept = np.concatenate([self.kept[: self.keep], self.kept[-self.keep :]])
-            self.low, self.high = self.kept[self.keep - 1], self.kept[self.keep]
+            self.low, self.high = float(self.kept[self.keep - 1]), float(self.kept[self.keep])
 
     def range(self) -> tuple[float, float]:
         """The two values beyond which a share ``1 - percentile`` lies (nearest rank)."""
