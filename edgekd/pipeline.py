@@ -73,7 +73,7 @@ DISTILL = Stage(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    6,
+    7,
     (
         "task",
         "seed",

@@ -59,12 +59,14 @@ class Tails:
     """The smallest and the largest of all values seen: exact quantiles near both ends, in little memory.
 
     ``tokens`` is how many tokens will be seen in all; a share ``1 - percentile`` of their values is kept at each end.
-    numpy, because it finds the few values beyond two bounds five times as fast.
+    numpy, because it finds the few values beyond two bounds several times as fast.
     """
 
     def __init__(self, percentile: float, tokens: int) -> None:
         self.percentile, self.tokens, self.count, self.keep = percentile, tokens, 0, 0
-        self.kept = np.empty(0, np.float32)  # the ``keep`` values at each end, and what came since they were cut out
+        self.kept: Any = np.empty(
+            0, np.float32
+        )  # the ``keep`` values at each end, and what came since they were cut out
         self.low, self.high = math.inf, -math.inf  # values between them are at neither end
         self.last: torch.Tensor | None = None
 
@@ -75,12 +77,13 @@ class Tails:
         values = x.detach().float().reshape(-1).numpy()
         self.last, self.count = x, self.count + len(values)
         self.keep = math.ceil((1 - self.percentile) * self.tokens * x.shape[-1]) + 1
-        beyond = np.flatnonzero((values < np.float32(self.low)) | (values > np.float32(self.high)))
-        self.kept = np.concatenate([self.kept, values[beyond]])
+        beyond = values < np.float32(self.low)
+        beyond |= values > np.float32(self.high)
+        self.kept = np.concatenate([self.kept, values[np.flatnonzero(beyond)]])
         if len(self.kept) >= 4 * self.keep:
             self.kept.partition((self.keep - 1, len(self.kept) - self.keep))
             self.kept = np.concatenate([self.kept[: self.keep], self.kept[-self.keep :]])
-            self.low, self.high = self.kept[self.keep - 1], self.kept[self.keep]
+            self.low, self.high = float(self.kept[self.keep - 1]), float(self.kept[self.keep])
 
     def range(self) -> tuple[float, float]:
         """The two values beyond which a share ``1 - percentile`` lies (nearest rank)."""
