@@ -30,6 +30,7 @@ from edgekd.teach.stage import cache_bytes
 SAMPLE = 256  # rows that the teacher is asked
 FITTED = 0.99  # above this on its own training rows, soft labels say little that the hard ones do not
 SPELLED = 0.03  # above this share of texts, words that a trimmed vocabulary lacks cost accuracy
+ALIKE = 0.9  # of the training rows: below this much of what the teacher says of a language is not heard
 CLOSE = 1e-3  # largest difference between a cached and a fresh output
 
 Finding = tuple[str, str, str]  # what, "ok" | "note", detail
@@ -214,7 +215,12 @@ def _first_step(
         "source": source(teacher, task, theirs, data.facts["pad_token_id"], names),
     }
     if generates(task):
-        parts["aligned"] = torch.tensor(tokens.alike(parts["encoded"], theirs, ids))
+        alike = tokens.alike(parts["encoded"], theirs, ids)
+        parts["aligned"] = torch.tensor(alike)
+        if sum(alike) < ALIKE * len(alike):
+            detail = f"{sum(alike)} of {len(alike)} training rows are cut into the teacher's tokens, and only those"
+            todo = "teach more than their text: set distill.student.vocabulary: 1.0"
+            yield "tokens", "note", f"{detail} {todo}"
         rows, ways = stage.token_rows(recipe, data, lessons, parts, ids)
     else:
         rows, ways = trainer.Rows(**parts), {}
