@@ -73,7 +73,7 @@ DISTILL = Stage(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    6,
+    7,
     (
         "task",
         "seed",
@@ -263,9 +263,41 @@ def _check(recipe: Recipe) -> None:
         )
     for name in recipe.bench.devices if recipe.bench.enabled else ():
         registry.load("transports", devices.load(name).transport)
+    if _group(recipe) == "generators":
+        _check_student(recipe)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_student(recipe: Recipe) -> None:
+    """Refuse a student that its targets could not hold, as far as the recipe and a teacher at hand tell.
+
+    A width that is asked for is looked at in the configuration that it makes of the teacher's, where that is a folder
+    here: before the hours of teaching and training. Everything else is said by the export.
+    """
+    shape = recipe.distill.student
+    if shape.embedding_size is not None:
+        raise BadInput(
+            "a student that writes text has no low-rank word table: its runtimes have no form for one",
+            where="distill.student.embedding_size",
+            todo="Leave it out; vocabulary and hidden_size make the table smaller.",
+        )
+    narrower = (shape.hidden_size, shape.heads, shape.intermediate_size)
+    folder = Path(recipe.teacher.model) if recipe.teacher.model else None
+    if shape.model or not any(narrower) or folder is None or not (folder / "config.json").is_file():
+        return
+    from transformers import AutoConfig
+
+    from edgekd.distill import student
+    from edgekd.generators import _contract as generators
+
+    made, _ = student.configured(shape, AutoConfig.from_pretrained(folder), cut=shape.prune == "importance")
+    for target in recipe.export.targets:
+        writer = registry.load("generators", target)
+        writer.check(made)
+        if _schemes(recipe) != ["fp32"]:
+            generators.check_widths(made, writer.block, target)
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
