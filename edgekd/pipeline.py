@@ -180,6 +180,9 @@ def steps(recipe: Recipe) -> list[Step]:
 
     sources = {"teacher": recipe.teacher.model, "tokenizer": recipe.teacher.tokenizer}
     sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
+    sources |= {
+        f"data.replay {one.name} {part}": getattr(one, part) for one in data.replay for part in ("train", "test")
+    }
     base = {"data": "data", "teach": "teach"}
     student = {"student": recipe.distill.student.model}
     members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
@@ -189,7 +192,8 @@ def steps(recipe: Recipe) -> list[Step]:
         first = Step("data", replace(DATA, reads=(*DATA.reads, "distill.student.model")), sources=sources | student)
     table = [first, Step("teach", ASK if recipe.teacher.endpoint else TEACH, {"data": "data"}, sources=members)]
     for kind in ("student", "baseline") if recipe.distill.baseline and recipe.distill.max_steps != 0 else ("student",):
-        table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
+        adapts = ("peft",) if recipe.distill.lora else ()
+        table.append(Step("distill", DISTILL, base, {"kind": kind}, adapts, sources=student))
     distilled = {"distill": "distill-student"}
     for scheme in _schemes(recipe):
         row, parents = (FLOAT, {"data": "data"}) if scheme == "fp32" else (QUANTIZE, base)

@@ -153,6 +153,14 @@ class Augment(Section):
     )
 
 
+class Earlier(Section):
+    """Data that the student has learned before."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Its name in the report.")
+    train: str = Field(description="Rows to replay, of the kind of data.train.")
+    test: str = Field(description="Labelled rows that tell what is forgotten; the student must not know them.")
+
+
 class Data(Section):
     """The labelled examples: local CSV, JSONL or Parquet files, or a hub data set."""
 
@@ -162,6 +170,7 @@ class Data(Section):
     unlabelled: str | None = Field(None, description="Text file (one a line) or table; the teacher labels it.")
     max_unlabelled: int = Field(10_000, ge=0, description="At most this many rows of it, chosen by seed.")
     augment: Augment = Field(default_factory=Augment, description="More transfer text, made from train.")
+    replay: list[Earlier] = Field(default_factory=list, description="What the student must not forget.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column names where they differ, e.g. {text: utterance, label: intent}.",
@@ -249,6 +258,24 @@ class Term(Section):
     )
 
 
+class Lora(Section):
+    """Adapters of low rank beside the linear layers of a model that stays as it is (arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1, description="Rank of an adapter.")
+    alpha: int = Field(16, ge=1, description="An adapter's output is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of an adapter's input in training.")
+    modules: Literal["linear"] | list[str] = Field(
+        "linear", description="Which: every linear one of the transformer's layers, or by name, e.g. [q_proj, v_proj]."
+    )
+
+
+class Replay(Section):
+    """Rows from before beside the new ones, for a student to say of them what it said at its start."""
+
+    share: float = Field(0.3, ge=0, lt=1, description="Of each batch; 0 replays nothing and reports what is forgotten.")
+    weight: float = Field(1.0, gt=0, description="Factor of their loss.")
+
+
 class Distill(Section):
     """Training the student: alpha * hard + (1 - alpha) * sum of weight * term; KL terms carry T^2."""
 
@@ -281,6 +308,8 @@ class Distill(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
     packing: bool = Field(False, description="Put short texts of a language model into one row, kept apart.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    lora: Lora | None = Field(None, description="Train adapters, not the model: needs student.model.")
+    replay: Replay = Field(default_factory=Replay, description="How data.replay is kept in mind: needs student.model.")
 
 
 class Mixed(Section):
@@ -470,6 +499,17 @@ class Recipe(Section):
     report: Report = Field(default_factory=Report, description="The page.")
     card: Card = Field(default_factory=Card, description="The model card.")
     tune: Tune = Field(default_factory=Tune, description="Search (`edgekd tune`).")
+
+    @pydantic.model_validator(mode="after")
+    def _starts_from_a_model(self) -> Recipe:
+        for asked, name in ((self.distill.lora, "distill.lora"), (self.data.replay, "data.replay")):
+            student = self.distill.student.model_dump(exclude_defaults=True)
+            if asked and (not student.get("model") or student.keys() - {"model", "dropout"}):
+                raise ValueError(f"{name} needs a student that can do something: distill.student.model, whole")
+        names = [one.name for one in self.data.replay]
+        if len({*names, "new"}) <= len(names):
+            raise ValueError("the names in data.replay must differ, and 'new' is the new data's")
+        return self
 
     @property
     def needs(self) -> list[dict[str, Any]]:

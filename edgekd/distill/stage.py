@@ -19,7 +19,7 @@ import torch
 from edgekd import processes, registry
 from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import pruning, sources, student, tokens, trainer, vocabulary
+from edgekd.distill import lora, pruning, replay, sources, student, tokens, trainer, vocabulary
 from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
@@ -72,6 +72,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
         del teacher
+    past = replay.Past.of(recipe, task, data, start, splits["test"], together)
+    if settings.lora:
+        lora.inject(model, settings.lora, seed)
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
@@ -89,12 +92,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         order = (entry[f"eval_{task.HEADLINE}"], -entry["eval_distance"])
         return order if settings.choose == "metric" else order[::-1]
 
-    per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
+    per_epoch = -(-sum(len(splits[name]) for name in names) // (settings.batch_size - past.replays))
     planned = max(1, round(settings.epochs * per_epoch))
     max_steps = planned if settings.max_steps is None else settings.max_steps
     parameters = float(sum(p.numel() for p in model.parameters()))
     began = time.monotonic()
     if max_steps:
+        if taught and past.replays:
+            rows, ways = past.join(rows, ways, max_steps, inputs.earlier, out)
         history = trainer.train(
             model,
             rows,
@@ -114,6 +119,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         history = [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     seconds = time.monotonic() - began
     model = model.cpu().eval()
+    adapter = lora.merge(model, str(settings.student.model), out / lora.ADAPTER) if settings.lora else None
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
@@ -128,7 +134,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "shape": student.shape_of(model.config),
         "vocabulary": start.vocabulary,
         "rows": {name: len(splits[name]) for name in used},
-        "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
+        "terms": terms(history, settings.losses or [default_term(task)], settings.replay.weight) if compared else [],
         "metrics": {
             "validation": _metrics(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
@@ -140,6 +146,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds": seconds,
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
+        "adapter": adapter,
+        "retention": past.table(model, transformers.arrays(outputs)),
     }
 
 
@@ -302,14 +310,14 @@ def distance(task: Any, mine: transformers.Outputs, theirs: transformers.Outputs
     return float(loss.function(*pair, 1.0) if loss.compares == "outputs" else loss.function(*pair))
 
 
-def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
+def terms(history: list[dict[str, Any]], losses: Sequence[Term], weight: float = 1.0) -> list[Facts]:
     """Each term's weight, last logged value and last measured share of the gradient."""
 
     def last(key: str) -> float | None:
         return next((entry[key] for entry in reversed(history) if key in entry), None)
 
     named = trainer.lessons_of(losses, lambda term: [])
-    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named)]
+    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named), (replay.TERM, weight)]
     found = [
         {"name": name, "weight": weight, "value": last(name), "gradient_share": last(f"{name}_gradient_share")}
         for name, weight in rows

@@ -66,6 +66,10 @@ class Rows:
         batch = pad([self.encoded[row] for row in rows], self.pad_token_id, self.task.INPUTS)
         return {**batch, "rows": torch.tensor(rows)}
 
+    def sampler(self, batch_size: int, seed: int) -> Sampler[int]:
+        """Their order, epoch by epoch."""
+        return LengthGrouped([length(one) for one in self.encoded], batch_size, seed, self.task.GROUP)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -266,10 +270,8 @@ class Distiller(Trainer):
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, *_: Any) -> LengthGrouped:
-        rows = self.train_dataset
-        lengths = [length(one) for one in rows.encoded]
-        return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed, rows.task.GROUP)
+    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+        return self.train_dataset.sampler(self.args.per_device_train_batch_size, self.args.seed)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         numbers = inputs.pop("rows").tolist()
@@ -319,13 +321,18 @@ class Distiller(Trainer):
         return found
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """As the Trainer saves a model that is not transformers' own, but a tied matrix only once."""
+        """As the Trainer saves a model that is not transformers' own, but a tied matrix once, and nothing frozen."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
+        left = frozen(self.model)
         for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
-            kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
+            if name not in left:
+                kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
         save_file(dict(kept.values()), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing: what a checkpoint lacks was left out by ``_save`` (and a Learner is no PreTrainedModel to ask)."""
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
@@ -381,9 +388,17 @@ def stalled(seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tup
     return bool(seen) and len(seen) - 1 - seen.index(best_of(seen, better)) >= patience
 
 
+def frozen(model: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained."""
+    return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
 def save_best(model: nn.Module, scratch: Path) -> None:
     temporary = scratch / "best.tmp"
-    save_model(model, str(temporary))
+    if frozen(model):
+        save_file({name: one.detach() for name, one in model.named_parameters() if one.requires_grad}, str(temporary))
+    else:
+        save_model(model, str(temporary))
     temporary.replace(scratch / "best.safetensors")
 
 
@@ -479,7 +494,7 @@ def train(
     if not seen or seen[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
-    load_model(student, str(scratch / "best.safetensors"))
+    load_model(student, str(scratch / "best.safetensors"), strict=not frozen(student))
     return [_without_clock(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
 
