@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import AutoConfig
 
 from edgekd import processes
 from edgekd.artifact import Artifact, Facts
@@ -107,9 +108,10 @@ class Past:
 
     @classmethod
     def of(cls, recipe: Recipe, task: Any, data: Artifact, start: Any, test: list[Example], together: int) -> Past:
-        """Nothing where the data step has no earlier data."""
+        """Nothing where the data step has no earlier data; raises BadInput for a student that knows other labels."""
         found: dict[str, list[Example]] = {}
         if (data.path / f"{REPLAY_TEST}.jsonl").is_file():
+            _same_labels(str(recipe.distill.student.model), data.facts["labels"])
             found[NEW] = test
             for row in read_split(data.path, REPLAY_TEST):
                 found.setdefault(row["set"], []).append(row)
@@ -198,6 +200,18 @@ class Past:
             for i, one in zip(picked, said[name], strict=True):
                 found[i] = one
         return transformers.gather(self.task, found)
+
+
+def _same_labels(student: str, labels: Sequence[str]) -> None:
+    config = AutoConfig.from_pretrained(student)
+    own = [str(config.id2label[i]) for i in range(config.num_labels)] if labels else []
+    nameless = len(own) == len(labels) and own[:1] == ["LABEL_0"]
+    if own != list(labels) and not nameless:
+        raise BadInput(
+            f"it knows {len(own)} labels, the teacher {len(labels)} or others: its head would start anew",
+            where=student,
+            todo="Let the earlier student, too, learn from a teacher with all labels, those without a row included.",
+        )
 
 
 def measuring(inner: Callable[..., Any], lesson: Lesson, weight: float) -> Callable[..., Any]:

@@ -44,7 +44,7 @@ def continual(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> recipe.Rec
         "replay": [{"name": "old", "train": f"{tiny.folder}/train.csv", "test": f"{tiny.folder}/test.csv"}],
     }
     distill = {
-        "student": {"model": f"{tiny.folder}/teacher"}, "max_steps": 40, "batch_size": 16, "learning_rate": 1e-3,
+        "student": {"model": f"{tiny.folder}/teacher"}, "max_steps": 40, "batch_size": 16, "learning_rate": 3e-3,
         "alpha": 1.0, "temperature": 1.0, "checkpoint_every": 10, "replay": {"share": 0.5}, "choose": "last",
     }  # fmt: skip
     sections = {"teacher": {"model": f"{tiny.folder}/teacher"}, "data": data, "distill": distill}
@@ -66,7 +66,7 @@ def test_a_student_that_replays_forgets_less(learned: pipeline.Result) -> None:
     assert mine["old"]["before"] == without["old"]["before"] and mine["old"]["before"]["accuracy"] > 0.95
     assert mine["new"]["before"]["accuracy"] < 0.8
     assert min(mine["new"]["after"]["accuracy"], without["new"]["after"]["accuracy"]) > 0.9, "both have learned it"
-    assert without["old"]["after"]["accuracy"] < 0.75, "what is not replayed is forgotten"
+    assert without["old"]["after"]["accuracy"] < 0.8, "what is not replayed is forgotten"
     assert mine["old"]["after"]["accuracy"] > 0.95
     told = {one["name"]: one for one in learned.facts("distill-student")["terms"]}  # type: ignore[index]
     assert told["replay"]["weight"] == 1.0 and 0 < told["replay"]["gradient_share"] < 1
@@ -167,20 +167,36 @@ def language(folder: Path, user: str, **more: Any) -> recipe.Recipe:
     return recipe.parse(json.dumps(sections))
 
 
+def write_base(folder: Path, lines: list[str]) -> None:
+    """A language model that has learned something that can be forgotten."""
+    net = model_of("qwen3", tokenizer(folder), initializer_range=0.02).train()
+    words = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(words(" ".join(lines * 4))["input_ids"])
+    rows = ids[: len(ids) // 40 * 40].reshape(-1, 40)
+    optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
+    for step in range(60):
+        some = rows[torch.arange(16 * step, 16 * step + 16) % len(rows)]
+        net(input_ids=some, labels=some).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    net.save_pretrained(folder)
+
+
 def test_each_user_has_an_adapter_and_the_base_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft", reason="peft is not installed (pip install 'edgekd[llm]')")
     folder = tmp_path / "base"
-    model_of("qwen3", tokenizer(folder)).save_pretrained(folder)
     texts = {"base": LINES[:80], "held": LINES[80:100], "anna": LINES[100:140], "ben": LINES[140:180]}
+    texts |= {name: [one[::-1].upper() for one in texts[name]] for name in ("anna", "ben")}
+    write_base(folder, texts["base"])
     for name, lines in texts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": one * 2}) + "\n" for one in lines))
     anna = pipeline.run(language(folder, "anna"), tmp_path / "run", until="distill")
     mine, without = retention(anna), retention(anna, "baseline")
     assert mine["new"]["after"]["perplexity"] < 0.7 * mine["new"]["before"]["perplexity"]
     before, kept, gone = (
-        one["perplexity"] for one in (mine["base"]["before"], mine["base"]["after"], without["base"]["after"])
+        np.log(one["perplexity"]) for one in (mine["base"]["before"], mine["base"]["after"], without["base"]["after"])
     )
-    assert abs(np.log(kept / before)) < 0.5 * abs(np.log(gone / before)), (before, kept, gone)
+    assert kept - before < 0.5 * (gone - before), (before, kept, gone)
 
     step = anna.steps["distill-student"].path
     assert (step / "adapter" / "adapter_model.safetensors").is_file() and (step / "replay").is_dir()
@@ -203,7 +219,24 @@ def test_each_user_has_an_adapter_and_the_base_is_asked_once(tmp_path: Path, mon
     assert retention(ben)["base"]["before"] == mine["base"]["before"]
 
 
+def test_what_is_held_out_is_not_replayed(continual: recipe.Recipe, tiny: Any, tmp_path: Path) -> None:
+    old = [("a red apple", "fruit"), ("much copper", "metal"), ("on the thames", "river")]
+    known = new_rows(40, 2)[0]
+    write_csv(tmp_path / "train.csv", [*old, known])
+    write_csv(tmp_path / "test.csv", old[:1])
+    sets = [{"name": name, "train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")} for name in "ab"]
+    made = continual.model_dump(mode="json")
+    made["data"]["replay"] = sets
+    data = pipeline.run(recipe.parse(json.dumps(made)), tmp_path / "run", until="data").steps["data"].path
+    rows = [(row["text"], row["set"]) for row in read_split(data, "replay")]
+    assert rows == [(text, name) for name in "ab" for text, _ in old[1:]]
+    assert [row["set"] for row in read_split(data, "replay_test")] == ["a", "b"]
+
+
 def test_what_cannot_be_is_refused(continual: recipe.Recipe) -> None:
+    with pytest.raises(BadInput, match="knows 3 labels"):
+        replay._same_labels(str(continual.teacher.model), ["fruit", "metal"])
+    replay._same_labels(str(continual.teacher.model), ["fruit", "metal", "river"])
     made = continual.model_dump(mode="json")
     again = made["data"]["replay"][0]
     for sets, why in (

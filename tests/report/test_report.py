@@ -221,6 +221,33 @@ def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: A
     assert "learned from" not in plain.text and "Its tokenizer keeps" not in plain.text
 
 
+def test_what_was_kept_is_told(run: RunFacts, document: dict[str, Any]) -> None:
+    assert document["retention"] == [] and "What was kept" not in render.html(document)
+
+    def facts(name: str, old: float, new: float) -> dict[str, Any]:
+        first = {"data": "new", "rows": 50, "before": {name: 0.2}, "after": {name: new}}
+        return {"retention": [first, {"data": "<old>", "rows": 1200, "before": {name: 0.9}, "after": {name: old}}]}
+
+    made = dataclasses.replace(
+        run,
+        student={**run.student, **facts("accuracy", 0.88, 0.7)},
+        baseline={**(run.baseline or {}), **facts("accuracy", 0.55, 0.75)},
+    )
+    found = build.document(made)
+    jsonschema.validate(found, build.schema())
+    assert [row["baseline"]["accuracy"] for row in found["retention"]] == [0.75, 0.55]
+    assert render.retention(found)[1][1] == ["<old>", "1,200", "90.0\xa0%", "88.0\xa0%", "55.0\xa0%"]
+    assert "| \\<old\\> | 1,200 |" in render.markdown(found) and "&lt;old&gt;" in render.html(found)
+
+    alone = build.document(
+        dataclasses.replace(made, student={**run.student, **facts("perplexity", 64, 30)}, baseline=None)
+    )
+    assert render.retention(alone) == (
+        ["data", "rows", "perplexity before", "after", "after, baseline"],
+        [["new", "50", "0.20", "30.00", "–"], ["<old>", "1,200", "0.90", "64.00", "–"]],
+    )
+
+
 def test_how_it_was_quantized_is_told(run: RunFacts, document: dict[str, Any]) -> None:
     assert document["quantization"]["w8a8"]["kinds"] == {"w8a8": 2, "w8a8-dynamic": 1}
     page = render.html(document)
