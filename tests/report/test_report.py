@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -205,6 +206,21 @@ def test_other_tasks_are_shown_by_their_own_metric(
     assert page.tags.count("svg") >= 4  # the learning curves too
 
 
+def test_a_likelihood_reads_as_perplexity(run: RunFacts, of_another_task: Any) -> None:
+    found = build.document(of_another_task(run, "likelihood", "p50"))
+    found["teacher"]["metrics"]["likelihood"], found["student"]["metrics"]["likelihood"] = 0.1, 0.08
+    found["gain"]["value"] = 0.08 - 0.0625  # the student without a teacher: perplexity 16
+    for entry in found["artifacts"]:
+        if entry["metrics"]:
+            entry["metrics"]["likelihood"], entry["student_metrics"]["likelihood"] = 0.0784, 0.08
+    page = " ".join(html.unescape(re.sub("<[^>]+>", " ", render.html(found))).replace("\u00a0", " ").split())
+    assert "80.0 % of the teacher's likelihood kept" in page
+    assert "perplexity, teacher to student 10.00 → 12.50" in page and "rise over float student" in page
+    assert "12.76 +2.0 %" in page and "The teacher added -21.9 % of perplexity" in page  # 12.5 / 16 - 1
+    markdown = render.markdown(found).replace("\u00a0", " ")
+    assert "| student | 12.50 |" in markdown and "added -21.9 % of perplexity" in markdown
+
+
 def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: Any) -> None:
     found = build.document(of_another_task(run, "span_f1", "p50"))
     html = render.html(found)
@@ -236,16 +252,18 @@ def test_what_was_kept_is_told(run: RunFacts, document: dict[str, Any]) -> None:
     found = build.document(made)
     jsonschema.validate(found, build.schema())
     assert [row["baseline"]["accuracy"] for row in found["retention"]] == [0.75, 0.55]
-    assert render.retention(found)[1][1] == ["<old>", "1,200", "90.0\xa0%", "88.0\xa0%", "55.0\xa0%"]
+    line = ["<old>", "1,200", "90.0\xa0%", "88.0\xa0%", "-2.0", "55.0\xa0%", "-35.0"]
+    assert render.retention(found)[1][1] == line
     assert "| \\<old\\> | 1,200 |" in render.markdown(found) and "&lt;old&gt;" in render.html(found)
 
-    alone = build.document(
-        dataclasses.replace(made, student={**run.student, **facts("perplexity", 64, 30)}, baseline=None)
-    )
-    assert render.retention(alone) == (
-        ["data", "rows", "perplexity before", "after", "after, baseline"],
-        [["new", "50", "0.20", "30.00", "–"], ["<old>", "1,200", "0.90", "64.00", "–"]],
-    )
+    text = {"student": {**run.student, **facts("likelihood", 0.45, 0.25)}, "baseline": None, "headline": "likelihood"}
+    text["student"]["metrics"] = {"test": {"likelihood": 0.25}}
+    alone = render.retention(build.document(dataclasses.replace(made, **text)))
+    assert alone[0][2] == "perplexity before"
+    assert alone[1] == [
+        ["new", "50", "5.00", "4.00", "-20.0\xa0%", "–", "–"],
+        ["<old>", "1,200", "1.11", "2.22", "+100.0\xa0%", "–", "–"],
+    ]
 
 
 def test_how_it_was_quantized_is_told(run: RunFacts, document: dict[str, Any]) -> None:
