@@ -13,7 +13,7 @@ The table has the metrics of the new test rows and of those of every earlier dat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,9 +75,9 @@ class Beside(Sampler[int]):
 class Both(Rows):
     """New rows (all inherited fields are theirs) and, in every batch beside them, ``each`` of the ``old`` ones."""
 
-    new: Rows = None  # type: ignore[assignment]
-    old: Rows = None  # type: ignore[assignment]
-    each: Callable[[int], int] = lambda batch_size: 0
+    new: Rows = field(kw_only=True)
+    old: Rows = field(kw_only=True)
+    each: Callable[[int], int] = field(kw_only=True)
 
     def __len__(self) -> int:
         return len(self.new) + len(self.old)
