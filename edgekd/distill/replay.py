@@ -121,9 +121,17 @@ class Past:
         return replace(made, before={name: made.metrics(start.model, name) for name in tests})
 
     def each(self, batch_size: int) -> int:
-        """How many rows of a batch of ``batch_size`` are replayed; at least one group of rows is new."""
-        group = self.task.GROUP
-        return min(round(self.recipe.distill.replay.share * batch_size / group), batch_size // group - 1) * group
+        """How many rows of a batch of ``batch_size`` are replayed: at least one group of rows, and as many are new."""
+        share, group = self.recipe.distill.replay.share, self.task.GROUP
+        if not share:
+            return 0
+        if batch_size < 2 * group:
+            raise BadInput(
+                f"a batch of {batch_size} has no room for rows from before",
+                where="distill.batch_size",
+                todo=f"Set it to {2 * group} or more for each process, or distill.replay.share to 0.",
+            )
+        return min(max(1, round(share * batch_size / group)), batch_size // group - 1) * group
 
     @property
     def replays(self) -> int:
@@ -133,7 +141,9 @@ class Past:
 
     def metrics(self, model: nn.Module, name: str) -> dict[str, float]:
         rows, encoded = self.tests[name]
+        model.to(transformers.device())
         found = transformers.predict(model, self.task, encoded, self.start.pad_token_id, size=self.together)
+        model.cpu()  # where training expects it, and export
         return dict(self.task.metrics(transformers.arrays(found), rows))
 
     def table(self, model: nn.Module, outputs: Any) -> list[Facts]:
@@ -199,6 +209,7 @@ class Past:
             said = knowledge(model, self.task, some, self.start.pad_token_id, kinds, self.data.facts.get("vocabulary"))
             for i, one in zip(picked, said[name], strict=True):
                 found[i] = one
+        model.cpu()
         return transformers.gather(self.task, found)
 
 

@@ -131,6 +131,19 @@ def _start(made: recipe.Recipe, data: Any, work: Path) -> stage.Start:
     return stage.begin(made, task, data, teacher, work)
 
 
+@pytest.mark.parametrize(
+    ("share", "size", "each"), [(0, 8, 0), (0.3, 8, 2), (0.01, 8, 1), (0.99, 8, 7), (0.3, 1, None)]
+)
+def test_a_batch_has_room_for_both(continual: recipe.Recipe, share: float, size: int, each: int | None) -> None:
+    made = recipe.parse(recipe.dump(continual), overrides=[f"distill.replay.share={share}"])
+    past = replay.Past(made, task, None, None, {}, {}, 64)  # type: ignore[arg-type]
+    if each is None:
+        with pytest.raises(BadInput, match="no room"):
+            past.each(size)
+    else:
+        assert past.each(size) == each
+
+
 @pytest.mark.parametrize("group", [1, 2])
 def test_every_batch_has_its_share_from_before(group: int) -> None:
     fresh = trainer.LengthGrouped([5] * 50, 8, 3, group)
