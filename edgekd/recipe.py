@@ -265,7 +265,7 @@ class Lora(Section):
     alpha: int = Field(16, ge=1, description="An adapter's output is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of an adapter's input in training.")
     modules: Literal["linear"] | list[str] = Field(
-        "linear", description="Which: every linear one of the transformer's layers, or by name, e.g. [q_proj, v_proj]."
+        "linear", description="Which layers: every linear one but the head, or by name, e.g. [q_proj, v_proj]."
     )
 
 

@@ -10,7 +10,7 @@ A head that is the task's (a classifier) is trained whole and kept with the adap
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +18,6 @@ from torch import nn
 
 from edgekd import processes
 from edgekd.artifact import Facts
-from edgekd.distill import student
 from edgekd.errors import BadInput, Environment
 from edgekd.recipe import Lora
 
@@ -77,16 +76,17 @@ def merge(model: Any, base: str, out: Path) -> Facts:
     }
 
 
-def _targets(model: Any, asked: str | list[str]) -> list[str]:
+def _targets(model: Any, asked: Literal["linear"] | list[str]) -> list[str]:
     """Whole names of the layers that get an adapter."""
-    path = student.layer_path(model) + "."
-    known = [name for name, one in model.named_modules() if name.startswith(path) and isinstance(one, nn.Linear)]
-    if isinstance(asked, str):
+    heads, words = tuple(f"{name}." for name in _heads(model)), model.get_output_embeddings()
+    linear = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not words]
+    known = [name for name, _ in linear if not f"{name}.".startswith(heads)]
+    if asked == "linear":
         return known
+    kinds = ", ".join(sorted({name.rpartition(".")[2] for name in known})) or "none"
     found = {one: [name for name in known if f".{name}".endswith(f".{one}")] for one in asked}
     lost = next((one for one, names in found.items() if not names), None)
-    if lost:
-        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
+    if lost is not None:
         raise BadInput(f"the student has no linear layer '{lost}'", where="distill.lora", todo=f"It has {kinds}.")
     return [name for names in found.values() for name in names]
 

@@ -425,9 +425,7 @@ def _name(model: nn.Module, table: nn.Embedding) -> str:
     return next(name for name, value in model.named_parameters() if value is table.weight)
 
 
-def layer_path(model: Any) -> str:
-    """Name of the list of the model's layers."""
-    count = read(model.config, "layers")
+def _layer_path(model: nn.Module, count: int) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name
@@ -436,7 +434,7 @@ def layer_path(model: Any) -> str:
 
 def _start_from(student: nn.Module, source: Any, layers: list[int], plan: Plan, rows: dict[str, torch.Tensor]) -> None:
     """Fill the student with what it keeps of its source; what fits nowhere stays fresh."""
-    path = layer_path(source) + "."
+    path = _layer_path(source, read(source.config, "layers")) + "."
     theirs = {name: value.detach().float() for name, value in source.state_dict().items()}
     words = _name(source, _words(source)) if "vocab_size" in source.config.to_dict() else None
     roles = None if plan.head_size is None else pruning.encoder(source)[1]
