@@ -92,7 +92,7 @@ def document(run: RunFacts) -> Document:
         "student": _distilled(run.student, rows, headline_row(summaries, "student", "fp32")),
         "baseline": _distilled(run.baseline, rows, None) if run.baseline else None,
         "gain": _gain(run, rows),
-        "retention": _retention(run),
+        "retention": retention(run.student, run.baseline),
         "artifacts": artifacts,
         "quantization": {
             scheme: {
@@ -184,10 +184,10 @@ def _gain(run: RunFacts, rows: int | None) -> Document | None:
     return found
 
 
-def _retention(run: RunFacts) -> list[Document]:
+def retention(student: Facts, baseline: Facts | None) -> list[Document]:
     """What the student kept, by data set: metrics before training and after it, and after the baseline's."""
-    without = {row["data"]: row["after"] for row in (run.baseline or {}).get("retention") or []}
-    return [{**row, "baseline": without.get(row["data"])} for row in run.student.get("retention") or []]
+    without = {row["data"]: row["after"] for row in (baseline or {}).get("retention") or []}
+    return [{**row, "baseline": without.get(row["data"])} for row in student.get("retention") or []]
 
 
 def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Sequence[Facts]) -> Document:

@@ -26,7 +26,8 @@ peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'e
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     model_of("qwen3", tokenizer(folder)).save_pretrained(folder)
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": line * 3}) + "\n" for line in LINES))
+    for name, lines in {"text": LINES[:120], "before": LINES[120:180], "held": LINES[180:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": line * 3}) + "\n" for line in lines))
     return folder
 
 
@@ -35,10 +36,11 @@ def language(base: Path, **more: Any) -> recipe.Recipe:
         "student": {"model": str(base)}, "lora": {"rank": 4, "dropout": 0.1}, "max_steps": 12, "batch_size": 8,
         "learning_rate": 3e-3, "temperature": 1.0, "evaluate_every": 0.25, "checkpoint_every": 4, "baseline": False,
     }  # fmt: skip
+    before = {"name": "base", "train": str(base / "before.jsonl"), "test": str(base / "held.jsonl")}
     sections = {
         "task": "text-generation",
         "teacher": {"model": str(base)},
-        "data": {"train": str(base / "text.jsonl"), "max_length": 48},
+        "data": {"train": str(base / "text.jsonl"), "max_length": 48, "replay": [before]},
         "teach": {"tokens": "top:16"},
         "distill": distill | more,
         "quantize": {"schemes": ["w8"]},
@@ -97,7 +99,7 @@ def test_checkpoints_hold_what_is_trained_and_resume_to_the_same_bytes(
     kept = load_file(tmp_path / "scratch" / "checkpoint-4" / "model.safetensors")
     assert len(kept) == 2 * 14 and all("lora_" in name for name in kept)
     stage.run(language(base), inputs, tmp_path)
-    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors", "history.json"):
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors", "history.json"):  # replays too
         assert (tmp_path / name).read_bytes() == whole.file(name).read_bytes(), name
 
 

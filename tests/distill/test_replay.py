@@ -14,7 +14,7 @@ from _language import LINES, model_of, tokenizer
 from conftest import write_csv
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from edgekd import pipeline, recipe
+from edgekd import cli, pipeline, recipe
 from edgekd.data.stage import read_split
 from edgekd.distill import replay, stage, trainer
 from edgekd.errors import BadInput
@@ -91,6 +91,14 @@ def test_the_table_is_what_a_reader_counts_himself(learned: pipeline.Result, tin
         assert row["after"]["accuracy"] == pytest.approx(accuracy(after, file))
     test = learned.facts("distill-student")["metrics"]["test"]  # type: ignore[index]
     assert retention(learned)["new"]["after"]["accuracy"] == test["accuracy"]
+
+
+def test_the_command_shows_the_table(learned: pipeline.Result, capsys: pytest.CaptureFixture[str]) -> None:
+    cli._kept(learned.recipe, {step: made.facts for step, made in learned.steps.items()})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "what was kept" in said and f"{retention(learned)['old']['rows']}" in said and "accuracy before" in said
+    cli._kept(learned.recipe, {"data": {}})
+    assert capsys.readouterr().out == ""
 
 
 def test_a_replayed_row_pulls_to_what_was_said_of_it(learned: pipeline.Result, tiny: Any, tmp_path: Path) -> None:
