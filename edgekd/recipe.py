@@ -505,10 +505,14 @@ class Recipe(Section):
         for asked, name in ((self.distill.lora, "distill.lora"), (self.data.replay, "data.replay")):
             student = self.distill.student.model_dump(exclude_defaults=True)
             if asked and (not student.get("model") or student.keys() - {"model", "dropout"}):
-                raise ValueError(f"{name} needs a student that can do something: distill.student.model, whole")
+                raise BadInput(
+                    "needs a student that can do something already, whole",
+                    where=name,
+                    todo="Set distill.student.model, and nothing else of its shape.",
+                )
         names = [one.name for one in self.data.replay]
         if len({*names, "new"}) <= len(names):
-            raise ValueError("the names in data.replay must differ, and 'new' is the new data's")
+            raise BadInput("two have one name, or 'new', which is the new data's", where="data.replay")
         return self
 
     @property

@@ -124,5 +124,5 @@ def test_what_cannot_be_is_refused(base: Path) -> None:
     with pytest.raises(BadInput, match="no linear layer 'qkv'"):
         lora.inject(net, Lora(modules=["q_proj", "qkv"]), 0)
     for shape in ({"layers": 1}, {"model": str(base), "layers": 1}):
-        with pytest.raises(BadInput, match="lora needs a student"):
+        with pytest.raises(BadInput, match="lora: needs a student"):
             language(base, student=shape)

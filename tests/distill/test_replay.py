@@ -261,9 +261,9 @@ def test_what_cannot_be_is_refused(continual: recipe.Recipe) -> None:
     made = continual.model_dump(mode="json")
     again = made["data"]["replay"][0]
     for sets, why in (
-        ({"data": {**made["data"], "replay": [again, again]}}, "must differ"),
-        ({"data": {**made["data"], "replay": [{**again, "name": "new"}]}}, "must differ"),
-        ({"distill": {**made["distill"], "student": {}}}, "replay needs a student"),
+        ({"data": {**made["data"], "replay": [again, again]}}, "one name"),
+        ({"data": {**made["data"], "replay": [{**again, "name": "new"}]}}, "one name"),
+        ({"distill": {**made["distill"], "student": {}}}, "replay: needs a student"),
     ):
         with pytest.raises(BadInput, match=why):
             recipe.parse(json.dumps(made | sets))
