@@ -174,14 +174,22 @@ class Past:
         if not some:
             raise BadInput("no row is left to replay", where="data.replay", todo="Its train and test must differ.")
         encoded = task.encode(self.start.processor, some, recipe.data.max_length)
-        said = Remembered(*self._remember(some, encoded, name, earlier, out), [name])
-        old = replace(rows, encoded=encoded, targets=[None] * len(some), source=said, aligned=None)
+        # In its own tokens, be they the teacher's or not.
+        own: dict[str, Any] = {"ids": None, "vocabulary": rows.words} if generates(task) else {}
+        said = Remembered(*self._remember(some, encoded, name, own.get("vocabulary"), earlier, out), [name])
+        old = replace(rows, encoded=encoded, targets=[None] * len(some), source=said, aligned=None, **own)
         both = Both(**{one.name: getattr(rows, one.name) for one in fields(Rows)}, new=rows, old=old, each=self.each)
         inner = ways.get("measure", values)
         return both, {**ways, "measure": measuring(inner, lesson, recipe.distill.replay.weight)}
 
     def _remember(
-        self, rows: Sequence[Example], encoded: Sequence[Any], name: str, earlier: Sequence[Artifact], out: Path
+        self,
+        rows: Sequence[Example],
+        encoded: Sequence[Any],
+        name: str,
+        vocabulary: int | None,
+        earlier: Sequence[Artifact],
+        out: Path,
     ) -> tuple[cache.Cache, list[str]]:
         """Where it is kept what the student says of these rows before it is trained, and under which ids."""
         recipe, task, model = self.recipe, self.task, self.start.model
@@ -196,17 +204,17 @@ class Past:
                 return store, ids
         if processes.rank() == 0 and not cache.has_shard(out / FOLDER, 0):
             once = dict(zip(ids, encoded, strict=True))
-            found = self._ask(list(once.values()), name)
+            found = self._ask(list(once.values()), name, vocabulary)
             cache.write_shard(out / FOLDER, 0, identity, list(once), {name: found})
         processes.wait()
         return cache.Cache(out / FOLDER, identity), ids
 
-    def _ask(self, encoded: Sequence[Any], name: str) -> Any:
+    def _ask(self, encoded: Sequence[Any], name: str, vocabulary: int | None) -> Any:
         model, kinds = self.start.model.to(transformers.device()).eval(), [] if name == "logits" else [name]
         found: list[Any] = [None] * len(encoded)
         for picked in transformers.length_batches([transformers.length(one) for one in encoded], self.together):
             some = [encoded[i] for i in picked]
-            said = knowledge(model, self.task, some, self.start.pad_token_id, kinds, self.data.facts.get("vocabulary"))
+            said = knowledge(model, self.task, some, self.start.pad_token_id, kinds, vocabulary)
             for i, one in zip(picked, said[name], strict=True):
                 found[i] = one
         model.cpu()
