@@ -157,7 +157,7 @@ class Learner(nn.Module):
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
-        """What a checkpoint leaves out: a tied matrix's other name, what is frozen; the Trainer asks when it loads one."""
+        """What a checkpoint lacks: a tied matrix's other name, what is frozen; the Trainer asks when it loads one."""
         state = self.state_dict()
         kept = once(state).keys() - frozen(self)
         return [name for name in state if name not in kept]
