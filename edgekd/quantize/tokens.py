@@ -31,6 +31,7 @@ from edgekd.artifact import SCRATCH, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
 from edgekd.distill import student as students
 from edgekd.distill import tokens as distilled
+from edgekd.distill import vocabulary as trimmed
 from edgekd.distill.stage import source_of
 from edgekd.errors import BadInput
 from edgekd.outputs import save_outputs
@@ -142,19 +143,29 @@ def _rows(
     data, teach, settings = inputs["data"], inputs["teach"], recipe.quantize
     splits = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
     answered = has_answers(teach.path)  # text and no distributions
-    source = None
+    encoded = encode(read_answers(teach.path) if answered else [row for rows in splits.values() for row in rows])
+    source = ids = aligned = None
     if settings.method != "qat" and settings.teacher_weight > 0 and not answered:
         teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teach.online else None
         source = source_of(recipe, task, data, teach, list(splits), teacher, [])
+        theirs, mine = data.path / "tokenizer", inputs["distill"].path / MODEL
+        found = trimmed.new_ids(theirs, mine)
+        if found is not None:
+            rows = [row for some in splits.values() for row in some]
+            cut = task.encode(task.processor(theirs), rows, recipe.data.max_length)
+            ids, aligned = torch.tensor(found), torch.tensor(distilled.alike(encoded, cut, found))
+            vocabulary = data.facts["vocabulary"]  # what the teacher's distributions are of
     return distilled.TokenRows(
         task,
-        encode(read_answers(teach.path) if answered else [row for rows in splits.values() for row in rows]),
+        encoded,
         targets=(),
         pad_token_id=inputs["distill"].facts["pad_token_id"],
         source=source,
+        aligned=aligned,
         kept=recipe.teach.tokens,
         vocabulary=vocabulary,
         packing=recipe.data.max_length if recipe.distill.packing else 0,
+        ids=ids,
     )
 
 
