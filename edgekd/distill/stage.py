@@ -130,7 +130,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "rows": {name: len(splits[name]) for name in used},
         "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
         "metrics": {
-            "validation": _metrics(best),
+            "validation": metrics_of(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
         },
         "history": history,
@@ -349,5 +349,5 @@ def _aligned(
     return torch.tensor(same)
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+def metrics_of(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
