@@ -140,6 +140,10 @@ def _key(name: str, link: Link) -> str:
 class Learner(nn.Module):
     """The student with the projections of its lessons: what is trained. Only ``student`` is kept."""
 
+    _keys_to_ignore_on_save = (
+        None  # asked for where a checkpoint lacks a key: that of a tied matrix, which is in it once
+    )
+
     def __init__(self, student: nn.Module, projections: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.student, self.projections = student, nn.ModuleDict(projections)
