@@ -33,24 +33,36 @@ TEST_LOGITS = "test_logits.safetensors"
 IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
-def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
+def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Facts:
+    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline.
+
+    ``alone``: a student with other tokens than the teacher's learns from the data alone, instead of being refused.
+    """
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
-    compared = taught and not answered
     teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    foreign = (
+        generates(task)
+        and (alone or not taught)
+        and not answered
+        and not same_tokens(data.path / "tokenizer", start.tokenizer)
+    )
+    apart = answered or foreign  # the teacher says nothing of a student's token
+    compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
-    if answered:
-        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
+    if apart:
+        splits |= {name: [] for name in TRANSFER}
+    if answered and taught:
+        splits["train"] = read_answers(teach.path)
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
+    teacher_outputs = {} if apart else {name: read_logits(teach, name) for name in ("validation", "test")}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
 
     names = ["train", *(name for name in TRANSFER if splits[name])]
@@ -75,7 +87,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
-        if answered:
+        if apart:
             return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
@@ -121,7 +133,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = None if answered else transformers.arrays(teacher_outputs["test"])
+    goal = None if apart else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -140,6 +152,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds": seconds,
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
+        **({"own_tokens": True} if foreign else {}),
     }
 
 
@@ -154,13 +167,19 @@ def token_rows(
     """The rows of a language model's student, and how it is trained."""
     settings = recipe.distill
     if parts["source"] is not None:
-        _same_tokens(data, start)
+        if not same_tokens(data.path / "tokenizer", start.tokenizer):
+            raise BadInput(
+                "its tokens are not the teacher's, so the two distributions cannot be compared",
+                where="distill.student.model",
+                todo="Learn from the teacher's answers instead (teacher.endpoint), let it write (distill.on_policy), "
+                "or take a student of its family.",
+            )
         told = {"online": recipe.teach.online, "kept": recipe.teach.tokens}
         tokens.check(lessons, {**told, "packing": settings.packing, "temperature": settings.temperature})
     rows = tokens.TokenRows(
         **parts,
         kept=recipe.teach.tokens,
-        vocabulary=data.facts["vocabulary"],
+        vocabulary=vocabulary_of(data, start.model, start.processor, start.tokenizer),
         packing=recipe.data.max_length if settings.packing else 0,
     )
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
@@ -182,16 +201,17 @@ def _refuse_silence(encoded: Mapping[str, Sequence[Any]]) -> None:
             )
 
 
-def _same_tokens(data: Artifact, start: Start) -> None:
-    """Refuse a student with other tokens than the teacher's: their distributions have no common ids."""
-    theirs = json.loads((data.path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    mine = json.loads((start.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    if mine != theirs:
-        raise BadInput(
-            "its tokens are not the teacher's, so the two distributions cannot be compared",
-            where="distill.student.model",
-            todo="Learn from the teacher's answers instead (teacher.endpoint), or take a student of its family.",
-        )
+def same_tokens(theirs: Path, mine: Path) -> bool:
+    """Whether two tokenizers' folders have the same tokens; where not, distributions over them have no common ids."""
+    found = [json.loads((one / "tokenizer.json").read_text(encoding="utf-8"))["model"] for one in (theirs, mine)]
+    return bool(found[0] == found[1])
+
+
+def vocabulary_of(data: Artifact, model: torch.nn.Module, processor: Any, tokenizer: Path) -> int:
+    """Tokens of a student's tokenizer that its matrices have."""
+    if same_tokens(data.path / "tokenizer", tokenizer):
+        return int(data.facts["vocabulary"])
+    return min(len(processor), int(model.config.vocab_size))
 
 
 def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]) -> Facts:

@@ -12,7 +12,7 @@ import torch
 from _language import LINES, model_of, tokenizer
 
 from edgekd import artifact, pipeline, recipe
-from edgekd.distill import on_policy, stage, student
+from edgekd.distill import on_policy, stage, student, writers
 from edgekd.errors import BadInput, Environment
 from edgekd.tasks import text_generation as task
 from edgekd.teach.transformers import pad
@@ -63,10 +63,15 @@ def taught(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def run(made: recipe.Recipe, taught: dict[str, artifact.Artifact], out: Path, **how: Any) -> artifact.Facts:
+    """The student's step; the baseline's for a recipe that has one."""
     out.mkdir(exist_ok=True)
     row = pipeline.ON_POLICY if made.distill.on_policy else pipeline.DISTILL
     view: Any = recipe.View(made, row.reads)
-    inputs = artifact.Inputs({name: taught[name] for name in ("data", "teach")}, {"kind": "student"}, **how)
+    inputs = artifact.Inputs(
+        {name: taught[name] for name in ("data", "teach")},
+        {"kind": "baseline" if made.distill.baseline else "student"},
+        **how,
+    )
     return (on_policy if made.distill.on_policy else stage).run(view, inputs, out)
 
 
@@ -164,7 +169,7 @@ def test_the_divergence_is_trls_and_padding_does_not_count(kind: str, beta: floa
         some = slice(left[row], left[row] + len(ids))
         batch["input_ids"][row, some], batch["attention_mask"][row, some] = torch.tensor(ids), 1
         batch["labels"][row, left[row] + asked : left[row] + len(ids)] = torch.tensor(ids[asked:])
-    found, count = on_policy.divergence(mine, theirs, batch, kind, 400)
+    found, count = writers.divergence(mine, theirs, batch, kind, 400)
     assert count == len(labels)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     wanted = torch.autograd.grad(expected, list(mine.parameters()), allow_unused=True)
@@ -220,7 +225,7 @@ def test_rows_of_every_kind_have_a_beginning_that_leaves_room(folder: Path) -> N
     assert found[3] == []
     closer = on_policy.prompts(task, processor, rows, recipe_of(folder, *wide, "distill.on_policy.max_new_tokens=40"))
     assert closer[0] == found[0][:8]
-    lines = on_policy.Lines(task.encode(processor, rows[:3], 48), found[:3], 0)
+    lines = writers.Lines(task.encode(processor, rows[:3], 48), found[:3], 0)
     batch = lines.collate([{"row": 1}, {"row": 2}, {"row": 0}])
     for row, prompt in enumerate((found[1], found[2], found[0])):
         kept = batch["prompt_attention_mask"][row] == 1
@@ -248,12 +253,48 @@ def test_prompts_without_room_and_a_missing_package_stop_it_before_the_first_pha
     made = recipe_of(folder)
     rows = [{"prompt": " ".join(LINES[:4]), "response": "Well."}]
     monkeypatch.setattr(on_policy, "read_split", lambda *_: rows)
-    with pytest.raises(BadInput, match=r"no prompt of train leaves room for 12 of the 32 tokens"):
+    with pytest.raises(BadInput, match=r"no prompt of train leaves room for 12 of data.max_length's 32"):
         run(made, taught, tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Environment, match=r"pip install 'edgekd\[llm\]'"):
         run(made, taught, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_other_tokens_cannot_do_is_refused(folder: Path, taught: Any, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = tokenizer(tmp_path / "own", "llama-bpe", 320)
+    model_of("llama", vocabulary, num_hidden_layers=1).save_pretrained(tmp_path / "own")
+    sets = (f"distill.student.model={tmp_path / 'own'}", "distill.student.layers=1")
+    with pytest.raises(BadInput, match=r"its tokens are not the teacher's.*distill.on_policy"):
+        run(recipe_of(folder, *sets, "distill.on_policy=null"), taught, tmp_path / "a")
+    with pytest.raises(BadInput, match="'skew-kl' is not for a teacher with other tokens"):
+        run(recipe_of(folder, *sets, "distill.on_policy.divergence=skew-kl"), taught, tmp_path / "b")
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a")))
+    with pytest.raises(BadInput, match="not byte-level"):
+        writers.check_other_tokens("reverse-kl", task.processor(folder / "teacher"), words)
+
+
+def test_a_teacher_with_other_tokens_reads_the_text(folder: Path, tmp_path: Path) -> None:
+    tokenizer(tmp_path, "llama-bpe", 320)
+    mine, theirs = task.processor(tmp_path), task.processor(folder / "teacher")
+    theirs.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}A: "
+    )
+    rows = [{"text": "naïve café, twice a day"}, {"prompt": "How?", "response": "Well, naïvely."}]
+    encoded = task.encode(mine, rows, 64)
+    begins = on_policy.prompts(task, mine, rows, recipe_of(folder, "data.max_length=64"))
+    made = writers.lines(list(zip(rows, encoded, begins, strict=True)), task, mine, theirs, 0)
+    assert made.texts[0][0] + made.texts[0][1] == rows[0]["text"] + "<|im_end|>"
+    assert made.texts[1] == ("user: How?\nA: ", "Well, naïvely.<|im_end|>\n")
+    batch = made.collate([{"row": 0}, {"row": 1}])
+    for row, (_, said) in enumerate(made.texts):
+        learned = batch["labels"][row] != -100
+        begin, end = batch["byte_offsets"][row][learned].T.tolist()
+        assert begin == [0, *end[:-1]] and end[-1] == len(said.encode())
+        assert mine.decode(batch["labels"][row][learned]) == said and not batch["byte_offsets"][row][~learned].any()
 
 
 def test_only_the_student_has_the_second_phase(folder: Path) -> None:
@@ -263,3 +304,48 @@ def test_only_the_student_has_the_second_phase(folder: Path) -> None:
     without = {step.id: step.row for step in pipeline.steps(recipe_of(folder, "distill.on_policy=null"))}
     assert without["distill-student"] == pipeline.DISTILL and "distill.on_policy" not in pipeline.DISTILL.reads
     assert replace(pipeline.ON_POLICY, run="", reads=()).distributions[-1] == "trl"
+
+
+@torch.no_grad()
+def plain_ratio(model: Any, teacher: Any, mine: Any, theirs: Any, texts: list[str]) -> float:
+    """log of the student's probability over the teacher's of what the student writes, nats a byte."""
+    chance, total, count = torch.Generator().manual_seed(7), 0.0, 0
+
+    def nats(net: Any, before: list[int], after: list[int]) -> float:
+        log_p = net(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
+        return -sum(float(log_p[len(before) - 1 + i, token]) for i, token in enumerate(after))
+
+    for text in texts:
+        before = mine(text)["input_ids"]
+        after = written(model, before, 12, chance)[len(before) :]
+        ended = after[-1] == 2
+        said = mine.decode(after[: len(after) - ended])
+        read = theirs(said)["input_ids"] + [2] * ended
+        total += nats(teacher, theirs(text)["input_ids"], read) - nats(model, before, after)
+        count += len(said.encode()) + ended
+    return total / count
+
+
+def test_a_student_with_other_tokens_comes_nearer_too(folder: Path, taught: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    vocabulary = tokenizer(tmp_path / "own", "llama-bpe", 320)
+    model_of("llama", vocabulary, num_hidden_layers=1, initializer_range=0.05).save_pretrained(tmp_path / "own")
+    sets = (f"distill.student.model={tmp_path / 'own'}", "distill.student.layers=1", "distill.max_steps=40")
+    facts = run(recipe_of(folder, *sets), taught, tmp_path / "both")
+    first = run(recipe_of(folder, *sets, "distill.on_policy=null", "distill.baseline=true"), taught, tmp_path / "first")
+    assert facts["own_tokens"] and facts["on_policy"]["unit"] == "byte" and facts["on_policy"]["kept"] == "after"
+    assert first["kind"] == "baseline"
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher").eval()
+    mine, theirs = task.processor(tmp_path / "own"), task.processor(folder / "teacher")
+    texts = [
+        mine.decode(prompt)
+        for prompt in on_policy.prompts(task, mine, [{"text": one} for one in LINES[:24]], recipe_of(folder))
+    ]
+    before, after = (
+        plain_ratio(student.load(tmp_path / out / "model", AutoModelForCausalLM).eval(), teacher, mine, theirs, texts)
+        for out in ("first", "both")
+    )
+    told = facts["on_policy"]
+    assert after < 0.85 * before, (before, after)
+    assert told["before"]["test"]["reverse_kl"] == pytest.approx(before, rel=0.35)
