@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 from edgekd import registry
 from edgekd.distill import tokens, trainer
@@ -220,6 +221,9 @@ class SameTokens(Writer):
 
 class OtherTokens(Writer):
     """In ``GOLDTrainer``."""
+
+    def _get_train_sampler(self, *some: Any) -> Any:
+        return Trainer._get_train_sampler(self, *some)  # GOLD's own begins anew where a training goes on
 
     def compute_loss(self, *inputs: Any, **named: Any) -> torch.Tensor:
         return self.finite(super().compute_loss(*inputs, **named))

@@ -177,7 +177,9 @@ def test_the_divergence_is_trls_and_padding_does_not_count(kind: str, beta: floa
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_it_goes_on_where_it_was_stopped(folder: Path, taught: Any, made: Any, tmp_path: Path) -> None:
+def stopped(made: recipe.Recipe, taught: Any, out: Path) -> artifact.Facts:
+    """The facts of a run that stopped in step 33 of the second phase and went on."""
+
     class Stopped(Exception):
         pass
 
@@ -186,13 +188,33 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, taught: Any, made: Any, t
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(recipe_of(folder), taught, tmp_path / "again", progress=stop)
+        run(made, taught, out, progress=stop)
     steps: list[int] = []
-    facts = run(recipe_of(folder), taught, tmp_path / "again", progress=lambda done, *_: steps.append(done))
+    facts = run(made, taught, out, progress=lambda done, *_: steps.append(done))
     assert steps[0] == 31 and steps[-1] == 60  # of the second phase alone
+    return facts
+
+
+def test_it_goes_on_where_it_was_stopped(folder: Path, taught: Any, made: Any, tmp_path: Path) -> None:
+    facts = stopped(recipe_of(folder), taught, tmp_path / "again")
     for name in ("model/model.safetensors", "test_logits.safetensors", "history.json"):
         assert (tmp_path / "again" / name).read_bytes() == (made[1] / name).read_bytes()
     assert facts["on_policy"]["history"] == made[0]["on_policy"]["history"]
+
+
+@pytest.mark.slow
+def test_with_other_tokens_too(folder: Path, taught: Any, tmp_path: Path) -> None:
+    made = recipe_of(folder, *of_its_own(tmp_path / "own"))
+    facts, whole = stopped(made, taught, tmp_path / "again"), run(made, taught, tmp_path / "whole")
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("again", "whole"))
+    assert one == other and facts["on_policy"]["history"] == whole["on_policy"]["history"]
+
+
+def of_its_own(folder: Path) -> tuple[str, ...]:
+    """What a recipe says for a student of another family with tokens of its own, which is written to ``folder``."""
+    vocabulary = tokenizer(folder, "llama-bpe", 320)
+    model_of("llama", vocabulary, num_hidden_layers=1, initializer_range=0.05).save_pretrained(folder)
+    return (f"distill.student.model={folder}", "distill.student.layers=1")
 
 
 def test_nothing_is_sent(folder: Path, taught: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +287,7 @@ def test_what_other_tokens_cannot_do_is_refused(folder: Path, taught: Any, tmp_p
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = tokenizer(tmp_path / "own", "llama-bpe", 320)
-    model_of("llama", vocabulary, num_hidden_layers=1).save_pretrained(tmp_path / "own")
-    sets = (f"distill.student.model={tmp_path / 'own'}", "distill.student.layers=1")
+    sets = of_its_own(tmp_path / "own")
     with pytest.raises(BadInput, match=r"its tokens are not the teacher's.*distill.on_policy"):
         run(recipe_of(folder, *sets, "distill.on_policy=null"), taught, tmp_path / "a")
     with pytest.raises(BadInput, match="'skew-kl' is not for a teacher with other tokens"):
@@ -280,15 +300,14 @@ def test_what_other_tokens_cannot_do_is_refused(folder: Path, taught: Any, tmp_p
 def test_a_teacher_with_other_tokens_reads_the_text(folder: Path, tmp_path: Path) -> None:
     tokenizer(tmp_path, "llama-bpe", 320)
     mine, theirs = task.processor(tmp_path), task.processor(folder / "teacher")
-    theirs.chat_template = (
-        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}A: "
-    )
+    said = "{% for one in messages %}{{ one['role'] }}: {{ one['content'] }}\n{% endfor %}"
+    theirs.chat_template = said + "{% if add_generation_prompt %}assistant: {% endif %}"
     rows = [{"text": "naïve café, twice a day"}, {"prompt": "How?", "response": "Well, naïvely."}]
     encoded = task.encode(mine, rows, 64)
     begins = on_policy.prompts(task, mine, rows, recipe_of(folder, "data.max_length=64"))
     made = writers.lines(list(zip(rows, encoded, begins, strict=True)), task, mine, theirs, 0)
     assert made.texts[0][0] + made.texts[0][1] == rows[0]["text"] + "<|im_end|>"
-    assert made.texts[1] == ("user: How?\nA: ", "Well, naïvely.<|im_end|>\n")
+    assert made.texts[1] == ("user: How?\nassistant: ", "Well, naïvely.<|im_end|>\n")
     batch = made.collate([{"row": 0}, {"row": 1}])
     for row, (_, said) in enumerate(made.texts):
         learned = batch["labels"][row] != -100
@@ -329,9 +348,7 @@ def plain_ratio(model: Any, teacher: Any, mine: Any, theirs: Any, texts: list[st
 def test_a_student_with_other_tokens_comes_nearer_too(folder: Path, taught: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    vocabulary = tokenizer(tmp_path / "own", "llama-bpe", 320)
-    model_of("llama", vocabulary, num_hidden_layers=1, initializer_range=0.05).save_pretrained(tmp_path / "own")
-    sets = (f"distill.student.model={tmp_path / 'own'}", "distill.student.layers=1", "distill.max_steps=40")
+    sets = (*of_its_own(tmp_path / "own"), "distill.max_steps=40")
     facts = run(recipe_of(folder, *sets), taught, tmp_path / "both")
     first = run(recipe_of(folder, *sets, "distill.on_policy=null", "distill.baseline=true"), taught, tmp_path / "first")
     assert facts["own_tokens"] and facts["on_policy"]["unit"] == "byte" and facts["on_policy"]["kept"] == "after"
