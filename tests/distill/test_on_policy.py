@@ -349,7 +349,8 @@ def test_a_student_with_other_tokens_comes_nearer_too(folder: Path, taught: Any,
     from transformers import AutoModelForCausalLM
 
     sets = (*of_its_own(tmp_path / "own"), "distill.max_steps=40")
-    facts = run(recipe_of(folder, *sets), taught, tmp_path / "both")
+    fewer = ("distill.on_policy.steps=30", "distill.on_policy.evaluate_every=15", "distill.on_policy.samples=8")
+    facts = run(recipe_of(folder, *sets, *fewer), taught, tmp_path / "both")
     first = run(recipe_of(folder, *sets, "distill.on_policy=null", "distill.baseline=true"), taught, tmp_path / "first")
     assert facts["own_tokens"] and facts["on_policy"]["unit"] == "byte" and facts["on_policy"]["kept"] == "after"
     assert first["kind"] == "baseline"
