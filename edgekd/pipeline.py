@@ -82,7 +82,7 @@ ON_POLICY = replace(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    6,
+    7,
     (
         "task",
         "seed",
@@ -107,7 +107,13 @@ BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", 
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
-    QUANTIZE: replace(QUANTIZE, run="edgekd.quantize.tokens:run", version=1),
+    QUANTIZE: replace(
+        QUANTIZE,
+        run="edgekd.quantize.tokens:run",
+        version=2,
+        reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
+        shared=True,
+    ),
     EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
     VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
     BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
@@ -269,6 +275,8 @@ def _check(recipe: Recipe) -> None:
         )
     for name in recipe.bench.devices if recipe.bench.enabled else ():
         registry.load("transports", devices.load(name).transport)
+    if _group(recipe) == "generators":
+        _check_student(recipe)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
@@ -285,6 +293,8 @@ def _check_on_policy(recipe: Recipe) -> None:
             where=where,
             todo="Set teacher.model in its place, or drop distill.on_policy.",
         )
+    if recipe.distill.student.vocabulary is not None:
+        raise BadInput("a student with fewer tokens than its teacher has other ids", where=where, todo="Drop the one.")
     if wanted and wanted.max_new_tokens >= recipe.data.max_length:
         raise BadInput(
             f"max_new_tokens ({wanted.max_new_tokens}) of max_length ({recipe.data.max_length}) leave a prompt no room",
@@ -293,6 +303,36 @@ def _check_on_policy(recipe: Recipe) -> None:
         )
     if processes.count() > 1:
         raise BadInput(f"runs in one process, not in {processes.count()}", where=where, todo="Run `edgekd distill`.")
+
+
+def _check_student(recipe: Recipe) -> None:
+    """Refuse a student that its targets could not hold, as far as the recipe and a teacher at hand tell.
+
+    A width that is asked for is looked at in the configuration that it makes of the teacher's, where that is a folder
+    here: before the hours of teaching and training. Everything else is said by the export.
+    """
+    shape = recipe.distill.student
+    if shape.embedding_size is not None:
+        raise BadInput(
+            "a student that writes text has no low-rank word table: its runtimes have no form for one",
+            where="distill.student.embedding_size",
+            todo="Leave it out; vocabulary and hidden_size make the table smaller.",
+        )
+    narrower = (shape.hidden_size, shape.heads, shape.intermediate_size)
+    folder = Path(recipe.teacher.model) if recipe.teacher.model else None
+    if shape.model or not any(narrower) or folder is None or not (folder / "config.json").is_file():
+        return
+    from transformers import AutoConfig
+
+    from edgekd.distill import student
+    from edgekd.generators import _contract as generators
+
+    made, _ = student.configured(shape, AutoConfig.from_pretrained(folder), cut=shape.prune == "importance")
+    for target in recipe.export.targets:
+        writer = registry.load("generators", target)
+        writer.check(made)
+        if _schemes(recipe) != ["fp32"]:
+            generators.check_widths(made, writer.block, target)
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:

@@ -348,7 +348,7 @@ class Quantize(Section):
     method: Literal["ptq", "qat", "qad", "auto"] = Field(
         "qad",
         description="Calibration only; trained on the float student's logits; on features and teacher too; or the "
-        "cheapest of these that keeps gate.max_accuracy_drop on validation.",
+        "cheapest of these that keeps gate.max_accuracy_drop (of text: gate.max_perplexity_rise) on validation.",
     )
     steps: int = Field(250, ge=0, description="Training steps of qat and qad; 0 is PTQ only.")
     batch_size: int = Field(16, ge=1, description="Examples per QAT step.")

@@ -155,6 +155,23 @@ class Learner(nn.Module):
         """Passed on to the student."""
         self.student.activation_checkpointing_enable(**settings)
 
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint leaves out because it is a tied matrix's other name; the Trainer asks when it loads one."""
+        state = self.state_dict()
+        return [name for name in state if name not in once(state)]
+
+    def tie_weights(self) -> None:
+        """Nothing to do: the two names are of one parameter."""
+
+
+def once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, a tied one only under its first name."""
+    kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
+    for name, value in state.items():
+        kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value))
+    return dict(kept.values())
+
 
 def learner(
     student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int, kind: type[Learner] = Learner
@@ -281,11 +298,12 @@ class Distiller(Judged, Trainer):
         alpha: Callable[[float], float],
         judge: Callable[[nn.Module], dict[str, float]],
         measure: Callable[..., Any],
+        section: str,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.lessons, self.settings, self.alpha, self.judge = lessons, settings, alpha, judge
-        self.measure = measure
+        self.measure, self.section = measure, section
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
@@ -311,8 +329,8 @@ class Distiller(Judged, Trainer):
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the training diverged: its loss is {loss.item()} in step {self.state.global_step + 1}",
-                where="distill",
-                todo=f"Lower distill.learning_rate (it is {self.args.learning_rate:g}).",
+                where=self.section,
+                todo=f"Lower {self.section}.learning_rate (it is {self.args.learning_rate:g}).",
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -336,10 +354,9 @@ class Distiller(Judged, Trainer):
         """As the Trainer saves a model that is not transformers' own, but a tied matrix only once."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
-        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
-            kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
-        save_file(dict(kept.values()), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        state = once(self.model.state_dict() if state_dict is None else state_dict)
+        whole = {name: value.contiguous() for name, value in state.items()}
+        save_file(whole, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
@@ -428,12 +445,13 @@ def train(
     evaluated: Evaluated = not_told,
     measure: Callable[..., Any] = values,
     kind: type[Learner] = Learner,
+    section: str = "distill",
 ) -> list[dict[str, Any]]:
     """Train ``student`` in place to its best evaluated weights; returns the logged history.
 
     ``measure`` computes the parts of the loss (see ``values``) of what ``kind`` wraps the student in. Without a
     source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from (complete ones
-    only).
+    only). ``section`` of the recipe is named where training diverges.
     """
     taught = rows.source is not None
     arguments = TrainingArguments(
@@ -454,6 +472,7 @@ def train(
         alpha=(lambda share: _between(settings.alpha, settings.alpha_end, share)) if taught else (lambda share: 1.0),
         judge=judge,
         measure=measure,
+        section=section,
     )
     history = fit(trainer, scratch, better, settings.patience)
     load_model(student, str(scratch / BEST))

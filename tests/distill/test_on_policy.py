@@ -262,6 +262,7 @@ def test_refusals_come_with_the_plan(folder: Path, tmp_path: Path) -> None:
         (recipe_of(folder, teacher=endpoint), "does not score"),
         (recipe_of(folder, task="text-classification"), "no causal language model"),
         (recipe_of(folder, "distill.on_policy.max_new_tokens=32"), "leave a prompt no room"),
+        (recipe_of(folder, "distill.student.vocabulary=1.0"), "has other ids"),
     ):
         with pytest.raises(BadInput, match=said):
             pipeline.plan(made, tmp_path)
