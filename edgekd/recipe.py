@@ -276,6 +276,28 @@ class Replay(Section):
     weight: float = Field(1.0, gt=0, description="Factor of their loss.")
 
 
+class OnPolicy(Section):
+    """A second phase: the student writes, and the teacher scores every token of it (GKD, arXiv:2306.13649)."""
+
+    steps: int = Field(200, ge=1, description="Steps of this phase, each over distill.batch_size prompts.")
+    share: float = Field(
+        0.5, gt=0, le=1, description="Share of the batches that the student writes itself; the data's own are the rest."
+    )
+    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon", "skew-kl", "skew-reverse-kl"] = Field(
+        "reverse-kl", description="What is compared, token by token, over the whole vocabulary."
+    )
+    max_new_tokens: int = Field(32, ge=1, description="Longest text that it writes; prompt and text fit max_length.")
+    temperature: float = Field(1.0, gt=0, description="Of its writing; the divergence is taken at temperature 1.")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of this phase.")
+    evaluate_every: int = Field(50, ge=1, description="Steps between evaluations on validation.")
+    samples: int = Field(64, ge=1, description="Held-out prompts that it continues in an evaluation.")
+    choose: Literal["reverse-kl", "metric", "last"] = Field(
+        "reverse-kl",
+        description="Which checkpoint, the one that this phase started from among them: smallest reverse KL of what "
+        "it writes on held-out prompts, best metric, or last.",
+    )
+
+
 class Distill(Section):
     """Training the student: alpha * hard + (1 - alpha) * sum of weight * term; KL terms carry T^2."""
 
@@ -308,6 +330,9 @@ class Distill(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
     packing: bool = Field(False, description="Put short texts of a language model into one row, kept apart.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    on_policy: OnPolicy | None = Field(
+        None, description="Then train a language model on what it writes itself, with the teacher at hand."
+    )
     lora: Lora | None = Field(None, description="Train adapters, not the model: needs student.model.")
     replay: Replay = Field(default_factory=Replay, description="How data.replay is kept in mind: needs student.model.")
 
@@ -510,6 +535,12 @@ class Recipe(Section):
                     where=name,
                     todo="Set distill.student.model, and nothing else of its shape.",
                 )
+        if self.distill.on_policy and (self.distill.lora or self.data.replay):
+            raise BadInput(
+                "would train on past the adapter, and past what is replayed",
+                where="distill.on_policy",
+                todo="Leave it out, or distill.lora and data.replay.",
+            )
         names = [one.name for one in self.data.replay]
         if len({*names, "new"}) <= len(names):
             raise BadInput("two have one name, or 'new', which is the new data's", where="data.replay")

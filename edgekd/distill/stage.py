@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,33 @@ UNCUT = 2**31  # tokens: no text is longer
 IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
-def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
+def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Facts:
+    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline.
+
+    ``alone``: a student with other tokens than the teacher's learns from the data alone, instead of being refused.
+    """
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
-    compared = taught and not answered
     teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    both = (data.path / "tokenizer", start.tokenizer)
+    foreign = generates(task) and (alone or not taught) and not answered and vocabulary.are_others(*both)
+    apart = answered or foreign  # the teacher says nothing of a student's token
+    compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
-    if answered:
-        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
+    if apart:
+        splits |= {name: [] for name in TRANSFER}
+    if answered and taught:
+        splits["train"] = read_answers(teach.path)
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    ids = vocabulary.new_ids(data.path / "tokenizer", start.tokenizer) if generates(task) and not answered else None
-    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
+    ids = vocabulary.new_ids(*both) if generates(task) and not apart else None
+    teacher_outputs = {} if apart else {name: read_logits(teach, name) for name in ("validation", "test")}
     if ids is not None:
         teacher_outputs = {name: tokens.renumbered(task, found, ids) for name, found in teacher_outputs.items()}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
@@ -73,6 +81,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     if generates(task):
         _refuse_silence(encoded)
         rows, ways = token_rows(recipe, data, lessons, parts, ids)
+        if foreign:
+            rows = replace(rows, vocabulary=min(len(start.processor), model.config.vocab_size))
     else:
         rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
@@ -83,7 +93,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
-        if answered:
+        if apart:
             return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
@@ -132,7 +142,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = None if answered else transformers.arrays(teacher_outputs["test"])
+    goal = None if apart else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -142,7 +152,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "rows": {name: len(splits[name]) for name in used},
         "terms": terms(history, settings.losses or [default_term(task)], settings.replay.weight) if compared else [],
         "metrics": {
-            "validation": _metrics(best),
+            "validation": metrics_of(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
         },
         "history": history,
@@ -154,6 +164,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "pad_token_id": pad_token_id,
         "adapter": adapter,
         "retention": past.table(model, transformers.arrays(outputs)),
+        **({"own_tokens": True} if foreign else {}),
     }
 
 
@@ -391,5 +402,5 @@ def _tokenization(recipe: Recipe, task: Any, data: Artifact, rows: Any, start: S
     return told | ({"dropped": sum(lost) / len(lost)} if lost else {})
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+def metrics_of(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}

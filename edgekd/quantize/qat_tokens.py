@@ -96,8 +96,8 @@ def values(
         at_2N,
         _tokens.Dense(theirs[-1], tokens.head(student)),
         theirs if weights["hidden"] else (),
-        rows.goal(rows.source(numbers), right_N.device) if rows.source is not None else None,
-        _tokens.Settings(temperature=temperature, vocabulary=rows.vocabulary),
+        rows.goal(rows.told(numbers), numbers, right_N.device),
+        _tokens.Settings(temperature=temperature, vocabulary=rows.words),
     )
     found = model(goal=goal, **inputs)
     return found, {name: (weights[name], value) for name, value in found.items()}

@@ -32,6 +32,7 @@ from edgekd.data.stage import TRANSFER, read_split
 from edgekd.distill import student as students
 from edgekd.distill import tokens as distilled
 from edgekd.distill.stage import source_of
+from edgekd.distill.vocabulary import new_ids
 from edgekd.errors import BadInput
 from edgekd.outputs import save_outputs
 from edgekd.quantize import qat, qat_tokens, reference, weights
@@ -139,22 +140,31 @@ def _rows(
     recipe: Recipe, inputs: Inputs, task: Any, encode: Callable[[Sequence[Any]], list[Any]], vocabulary: int
 ) -> distilled.TokenRows:
     """What is trained on: training and transfer text, or an endpoint's answers; with the teacher where it counts."""
-    data, teach, settings = inputs["data"], inputs["teach"], recipe.quantize
+    data, teach, settings, folder = inputs["data"], inputs["teach"], recipe.quantize, inputs["distill"].path / MODEL
     splits = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
-    answered = has_answers(teach.path)  # text and no distributions
-    source = None
+    answered, texts = has_answers(teach.path), [row for rows in splits.values() for row in rows]
+    encoded = encode(read_answers(teach.path) if answered else texts)
+    compared: dict[str, Any] = {}
     if settings.method != "qat" and settings.teacher_weight > 0 and not answered:
+        # As in distillation: a trimmed student has other ids, and may cut some rows differently.
         teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teach.online else None
-        source = source_of(recipe, task, data, teach, list(splits), teacher, [])
+        theirs = task.encode(task.processor(data.path / "tokenizer"), texts, recipe.data.max_length)
+        ids = new_ids(data.path / "tokenizer", folder)
+        same = distilled.alike(encoded, theirs, ids)
+        compared = {
+            "source": source_of(recipe, task, data, teach, list(splits), teacher, []),
+            "aligned": None if all(same) else torch.tensor(same),
+            "vocabulary": data.facts["vocabulary"],
+            "ids": None if ids is None else torch.tensor(ids),
+        }
     return distilled.TokenRows(
         task,
-        encode(read_answers(teach.path) if answered else [row for rows in splits.values() for row in rows]),
+        encoded,
         targets=(),
         pad_token_id=inputs["distill"].facts["pad_token_id"],
-        source=source,
         kept=recipe.teach.tokens,
-        vocabulary=vocabulary,
         packing=recipe.data.max_length if recipe.distill.packing else 0,
+        **{"vocabulary": vocabulary, **compared},
     )
 
 

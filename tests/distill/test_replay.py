@@ -263,6 +263,7 @@ def test_what_cannot_be_is_refused(continual: recipe.Recipe) -> None:
     for sets, why in (
         ({"data": {**made["data"], "replay": [again, again]}}, "one name"),
         ({"data": {**made["data"], "replay": [{**again, "name": "new"}]}}, "one name"),
+        ({"distill": {**made["distill"], "on_policy": {}}}, "past what is replayed"),
         ({"distill": {**made["distill"], "student": {}}}, "replay: needs a student"),
     ):
         with pytest.raises(BadInput, match=why):

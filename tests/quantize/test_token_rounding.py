@@ -205,6 +205,35 @@ def test_a_divergence_names_the_section(folder: Path, parents: Parents, tmp_path
     assert caught.value.where == "quantize" and "quantize.learning_rate" in str(caught.value.todo)
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[distilled.TokenRows]:
+    """The rows that are trained on, once they are."""
+    seen: list[distilled.TokenRows] = []
+    trains = qat_tokens.train
+
+    def train(model: nn.Module, student: nn.Module, rows: distilled.TokenRows, *rest: Any, **more: Any) -> Any:
+        seen.append(rows)
+        return trains(model, student, rows, *rest, **more)
+
+    monkeypatch.setattr(qat_tokens, "train", train)
+    return seen
+
+
+def test_a_trimmed_student_is_compared_where_it_cuts_alike(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ids are its own: the teacher's distributions come under them, and only for rows that both cut alike."""
+    seen, shape = watched(monkeypatch), "distill.student={layers: 1, vocabulary: 0.97}"
+    sets = (shape, "distill.baseline=false", "quantize.steps=2", "export.targets=[gguf]")
+    pytest.importorskip("gguf", reason="gguf is not installed (pip install 'edgekd[gguf]')")
+    made = pipeline.run(recipe_of(folder, *sets), tmp_path, until="quantize")
+    assert not made.failures
+    rows = seen[0]
+    assert rows.ids is not None and rows.words < rows.vocabulary
+    assert rows.aligned is not None and 0 < int(rows.aligned.sum()) < len(rows)
+    facts = made.facts("quantize-w4")
+    assert facts and [entry["step"] for entry in facts["trace"]] == [0, 2]
+
+
 def test_behind_an_address_the_answers_are_the_text(
     folder: Path, parents: Parents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,14 +241,7 @@ def test_behind_an_address_the_answers_are_the_text(
     (tmp_path / "teach").mkdir()
     answers = [{"prompt": f"tell me {i} ", "response": LINES[i]} for i in range(20)]
     (tmp_path / "teach" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
-    seen: list[distilled.TokenRows] = []
-    trains = qat_tokens.train
-
-    def watched(model: nn.Module, student: nn.Module, rows: distilled.TokenRows, *rest: Any, **more: Any) -> Any:
-        seen.append(rows)
-        return trains(model, student, rows, *rest, **more)
-
-    monkeypatch.setattr(qat_tokens, "train", watched)
+    seen = watched(monkeypatch)
     answered = parents | {"teach": artifact.Artifact(tmp_path / "teach", "teach", "", "", "")}
     _, facts = trained(folder, answered, tmp_path / "scratch", "quantize.steps=2")
     task = registry.load("tasks", "text-generation")
