@@ -52,7 +52,8 @@ class Stage:
 
 
 TRAINING = ("torch", "transformers", "numpy")
-TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
+SWITCHES = ("baseline", "on_policy")  # what they ask for are steps and rows of their own
+TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name not in SWITCHES)
 QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
 TEACHER = tuple(f"teacher.{name}" for name in recipes.Teacher.model_fields if name != "endpoint")
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", *TEACHER), ("pandas", "transformers", "tokenizers"))
@@ -69,6 +70,14 @@ DISTILL = Stage(
     ("task", "seed", "data.max_length", *TEACHER, "teach.online", "teach.tokens", *TRAINED),
     (*TRAINING, "accelerate"),
     shared=True,
+)
+ON_POLICY = replace(
+    DISTILL,
+    run="edgekd.distill.on_policy:run",
+    version=1,
+    reads=(*DISTILL.reads, "distill.on_policy"),
+    distributions=(*DISTILL.distributions, "trl"),
+    shared=False,
 )
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
@@ -186,6 +195,9 @@ def steps(recipe: Recipe) -> list[Step]:
 
     sources = {"teacher": recipe.teacher.model, "tokenizer": recipe.teacher.tokenizer}
     sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
+    sources |= {
+        f"data.replay {one.name} {part}": getattr(one, part) for one in data.replay for part in ("train", "test")
+    }
     base = {"data": "data", "teach": "teach"}
     student = {"student": recipe.distill.student.model}
     members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
@@ -195,7 +207,9 @@ def steps(recipe: Recipe) -> list[Step]:
         first = Step("data", replace(DATA, reads=(*DATA.reads, "distill.student.model")), sources=sources | student)
     table = [first, Step("teach", ASK if recipe.teacher.endpoint else TEACH, {"data": "data"}, sources=members)]
     for kind in ("student", "baseline") if recipe.distill.baseline and recipe.distill.max_steps != 0 else ("student",):
-        table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
+        adapts = ("peft",) if recipe.distill.lora else ()
+        row = ON_POLICY if recipe.distill.on_policy and kind == "student" else DISTILL
+        table.append(Step("distill", row, base, {"kind": kind}, adapts, sources=student))
     distilled = {"distill": "distill-student"}
     for scheme in _schemes(recipe):
         row, parents = (FLOAT, {"data": "data"}) if scheme == "fp32" else (QUANTIZE, base)
@@ -239,6 +253,8 @@ def _check(recipe: Recipe) -> None:
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
     registry.load("tasks", recipe.task)
+    if recipe.distill.on_policy:
+        _check_on_policy(recipe)
     if recipe.distill.losses:
         from edgekd.losses import find
 
@@ -268,6 +284,29 @@ def _check(recipe: Recipe) -> None:
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_on_policy(recipe: Recipe) -> None:
+    """Refuse what the student cannot write, or nobody can score."""
+    task, wanted, where = registry.load("tasks", recipe.task), recipe.distill.on_policy, "distill.on_policy"
+    if not generates(task) or task.AUTO_TASK != "text-generation":
+        raise BadInput(f"{recipe.task} trains no causal language model", where=where, todo="Drop it.")
+    if recipe.teacher.endpoint:
+        raise BadInput(
+            "an endpoint does not score what the student writes",
+            where=where,
+            todo="Set teacher.model in its place, or drop distill.on_policy.",
+        )
+    if recipe.distill.student.vocabulary is not None:
+        raise BadInput("a student with fewer tokens than its teacher has other ids", where=where, todo="Drop the one.")
+    if wanted and wanted.max_new_tokens >= recipe.data.max_length:
+        raise BadInput(
+            f"max_new_tokens ({wanted.max_new_tokens}) of max_length ({recipe.data.max_length}) leave a prompt no room",
+            where=where,
+            todo="Lower the one or raise the other.",
+        )
+    if processes.count() > 1:
+        raise BadInput(f"runs in one process, not in {processes.count()}", where=where, todo="Run `edgekd distill`.")
 
 
 def _check_student(recipe: Recipe) -> None:

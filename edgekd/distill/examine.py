@@ -200,6 +200,9 @@ def _first_step(
 ) -> Iterator[Finding]:
     """Loss of every term before training, each term's share, and how long everything will take."""
     settings = recipe.distill
+    if settings.on_policy and vocabulary.are_others(data.path / "tokenizer", start.tokenizer):
+        yield "tokens", "note", "the student's are not the teacher's: it learns from the data, then from what it writes"
+        return
     splits = {name: read_split(data.path, name) for name in ("train", *TRANSFER)}
     some = splits["train"][: settings.batch_size]
     lessons = stage.lessons_of(recipe, task, start.model, teacher)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from edgekd import processes, registry
 from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import pruning, sources, student, tokens, trainer, vocabulary
+from edgekd.distill import lora, pruning, replay, sources, student, tokens, trainer, vocabulary
 from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
@@ -34,25 +34,33 @@ UNCUT = 2**31  # tokens: no text is longer
 IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
-def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
+def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Facts:
+    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline.
+
+    ``alone``: a student with other tokens than the teacher's learns from the data alone, instead of being refused.
+    """
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
-    compared = taught and not answered
     teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    both = (data.path / "tokenizer", start.tokenizer)
+    foreign = generates(task) and (alone or not taught) and not answered and vocabulary.are_others(*both)
+    apart = answered or foreign  # the teacher says nothing of a student's token
+    compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
-    if answered:
-        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
+    if apart:
+        splits |= {name: [] for name in TRANSFER}
+    if answered and taught:
+        splits["train"] = read_answers(teach.path)
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    ids = vocabulary.new_ids(data.path / "tokenizer", start.tokenizer) if generates(task) and not answered else None
-    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
+    ids = vocabulary.new_ids(*both) if generates(task) and not apart else None
+    teacher_outputs = {} if apart else {name: read_logits(teach, name) for name in ("validation", "test")}
     if ids is not None:
         teacher_outputs = {name: tokens.renumbered(task, found, ids) for name, found in teacher_outputs.items()}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
@@ -73,14 +81,19 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     if generates(task):
         _refuse_silence(encoded)
         rows, ways = token_rows(recipe, data, lessons, parts, ids)
+        if foreign:
+            rows = replace(rows, vocabulary=min(len(start.processor), model.config.vocab_size))
     else:
         rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
         del teacher
+    past = replay.Past.of(recipe, task, data, start, splits["test"], together)
+    if settings.lora:
+        lora.inject(model, settings.lora, seed)
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
-        if answered:
+        if apart:
             return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
@@ -94,12 +107,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         order = (entry[f"eval_{task.HEADLINE}"], -entry["eval_distance"])
         return order if settings.choose == "metric" else order[::-1]
 
-    per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
+    per_epoch = -(-sum(len(splits[name]) for name in names) // (settings.batch_size - past.replays))
     planned = max(1, round(settings.epochs * per_epoch))
     max_steps = planned if settings.max_steps is None else settings.max_steps
     parameters = float(sum(p.numel() for p in model.parameters()))
     began = time.monotonic()
     if max_steps:
+        if taught and past.replays:
+            rows, ways = past.join(rows, ways, max_steps, inputs.earlier, out)
         history = trainer.train(
             model,
             rows,
@@ -119,6 +134,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         history = [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     seconds = time.monotonic() - began
     model = model.cpu().eval()
+    adapter = lora.merge(model, str(settings.student.model), out / lora.ADAPTER) if settings.lora else None
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
@@ -126,7 +142,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = None if answered else transformers.arrays(teacher_outputs["test"])
+    goal = None if apart else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -134,9 +150,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "vocabulary": start.vocabulary,
         **({} if ids is None else {"tokenization": _tokenization(recipe, task, data, rows, start, history)}),
         "rows": {name: len(splits[name]) for name in used},
-        "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
+        "terms": terms(history, settings.losses or [default_term(task)], settings.replay.weight) if compared else [],
         "metrics": {
-            "validation": _metrics(best),
+            "validation": metrics_of(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
         },
         "history": history,
@@ -146,6 +162,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds": seconds,
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
+        "adapter": adapter,
+        "retention": past.table(model, transformers.arrays(outputs)),
+        **({"own_tokens": True} if foreign else {}),
     }
 
 
@@ -301,14 +320,14 @@ def distance(task: Any, mine: transformers.Outputs, theirs: transformers.Outputs
     return float(loss.function(*pair, 1.0) if loss.compares == "outputs" else loss.function(*pair))
 
 
-def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
+def terms(history: list[dict[str, Any]], losses: Sequence[Term], weight: float = 1.0) -> list[Facts]:
     """Each term's weight, last logged value and last measured share of the gradient."""
 
     def last(key: str) -> float | None:
         return next((entry[key] for entry in reversed(history) if key in entry), None)
 
     named = trainer.lessons_of(losses, lambda term: [])
-    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named)]
+    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named), (replay.TERM, weight)]
     found = [
         {"name": name, "weight": weight, "value": last(name), "gradient_share": last(f"{name}_gradient_share")}
         for name, weight in rows
@@ -383,5 +402,5 @@ def _tokenization(recipe: Recipe, task: Any, data: Artifact, rows: Any, start: S
     return told | ({"dropped": sum(lost) / len(lost)} if lost else {})
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+def metrics_of(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}

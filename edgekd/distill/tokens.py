@@ -122,6 +122,11 @@ class TokenRows(Rows):
         ]
         return {"input_ids": ids, "position_ids": positions, "rows": torch.tensor(rows)}, at
 
+    def told(self, numbers: Sequence[int]) -> sources.Knowledge:
+        """What the teacher knows of those of these rows that it cuts alike; nothing without a teacher or such rows."""
+        shared = self.shared(numbers)
+        return self.source([numbers[i] for i in shared]) if self.source is not None and shared else {}
+
     def goal(
         self, knowledge: sources.Knowledge, numbers: Sequence[int], device: torch.device
     ) -> _tokens.Dense | _tokens.Sparse | None:
@@ -228,8 +233,7 @@ def values(
         temperature=temperature,
         vocabulary=rows.words,
     )
-    shared = rows.shared(numbers)
-    teacher = rows.source([numbers[i] for i in shared]) if shared and (outputs or others) else {}
+    teacher = rows.told(numbers) if outputs or others else {}
     goal = rows.goal(teacher, numbers, right_N.device) if term else None
     names = sorted({link.student for one in others for link in one.links})
     with capture(bare.student.base_model, names) as captured:
@@ -241,7 +245,7 @@ def values(
         found[outputs[0].name] = (0.0, loss.new_tensor(parts["soft"]))
         if rows.ids is not None:
             found[DROPPED] = (0.0, loss.new_tensor(parts["dropped"]))
-    if others and shared:
+    if others and (shared := rows.shared(numbers)):
         theirs = _moved({link.teacher: teacher[link.teacher] for one in others for link in one.links}, loss.device)
         everyone = torch.ones(len(shared), dtype=torch.bool, device=loss.device)
         mine, mask_BS = {name: value[shared] for name, value in captured.items()}, inputs["attention_mask"][shared]

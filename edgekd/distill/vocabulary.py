@@ -98,6 +98,12 @@ def trim(
     return Trimmed(_rewritten(tokenizer, {old: new for new, old in enumerate(order)}), order)
 
 
+def are_others(theirs: Path, mine: Path) -> bool:
+    """Whether a student's tokens are neither the teacher's nor some of them. Both are tokenizer folders."""
+    source, made = read(theirs), read(mine)
+    return bool(made["model"] != source["model"] and renumbering(source, made) is None)
+
+
 def new_ids(theirs: Path, mine: Path) -> list[int] | None:
     """The student's ids of the teacher's tokens (-1: it lacks that one) where its vocabulary is trimmed; else None.
 
@@ -112,7 +118,8 @@ def new_ids(theirs: Path, mine: Path) -> list[int] | None:
         raise BadInput(
             "its tokens are not the teacher's, so the two distributions cannot be compared",
             where="distill.student.model",
-            todo="Learn from the teacher's answers instead (teacher.endpoint), or take a student of its family.",
+            todo="Learn from the teacher's answers instead (teacher.endpoint), let it write (distill.on_policy), "
+            "or take a student of its family.",
         )
     return found
 

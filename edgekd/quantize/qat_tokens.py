@@ -92,15 +92,11 @@ def values(
     at_2N, right_N = inputs.pop("at"), inputs.pop("right")
     with torch.no_grad():
         theirs = states(student, inputs, at_2N, every=bool(weights["hidden"]))
-    teacher = None
-    if rows.source is not None:
-        shared = rows.shared(numbers)  # that student and teacher cut alike
-        teacher = rows.goal(rows.source([numbers[i] for i in shared]) if shared else {}, numbers, right_N.device)
     goal = Goal(
         at_2N,
         _tokens.Dense(theirs[-1], tokens.head(student)),
         theirs if weights["hidden"] else (),
-        teacher,
+        rows.goal(rows.told(numbers), numbers, right_N.device),
         _tokens.Settings(temperature=temperature, vocabulary=rows.words),
     )
     found = model(goal=goal, **inputs)

@@ -72,6 +72,15 @@ def test_rows_that_are_cut_otherwise_are_told(folder: Path, online: bool, tmp_pa
     assert 0 < facts["tokenization"]["aligned"] < 1 < facts["tokenization"]["test"]["tokens"]
 
 
+def test_a_trimmed_student_is_trained_for_its_scheme_with_its_teacher(folder: Path, tmp_path: Path) -> None:
+    """Quantization-aware training hears the teacher on the rows that both cut alike."""
+    quantize = {"schemes": ["w4"], "method": "qad", "steps": 4, "batch_size": 4, "teacher_weight": 0.5}
+    distill = {"student": {"vocabulary": 0.9}, "max_steps": 0}
+    result = pipeline.run(recipe_of(folder, {}, distill=distill, quantize=quantize), tmp_path / "run", until="quantize")
+    facts: Any = result.facts("quantize-w4")
+    assert facts["trace"][0]["step"] == 0 and facts["trace"][-1]["step"] == 4
+
+
 def test_shapes_that_a_target_could_not_hold_are_refused_when_the_plan_is_made(folder: Path) -> None:
     def plan(shape: dict[str, Any], **more: Any) -> None:
         pipeline.steps(recipe_of(folder, shape, **more))
