@@ -95,6 +95,7 @@ VERIFY = Stage(
     isolated=True,
 )
 BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", *TEACHER))
+NARROWING = ("hidden_size", "heads", "intermediate_size", "embedding_size", "vocabulary", "vocabulary_size")
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
@@ -232,7 +233,7 @@ def _check(recipe: Recipe) -> None:
         raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
-    registry.load("tasks", recipe.task)
+    _check_task(recipe, registry.load("tasks", recipe.task))
     if recipe.distill.losses:
         from edgekd.losses import find
 
@@ -257,9 +258,38 @@ def _check(recipe: Recipe) -> None:
         )
     for name in recipe.bench.devices if recipe.bench.enabled else ():
         registry.load("transports", devices.load(name).transport)
-    for scheme in _schemes(recipe):
-        for target in recipe.export.targets:
-            _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
+    group = _group(recipe)
+    for target in recipe.export.targets:
+        module = registry.load(group, target)
+        if group == "generators" and recipe.task not in module.tasks:
+            able = [name for name in registry.names(group) if recipe.task in registry.load(group, name).tasks]
+            raise BadInput(
+                f"{target} is for {', '.join(sorted(module.tasks))}, not for {recipe.task}",
+                where="export.targets",
+                todo=f"Take {', '.join(able)}.",
+            )
+        for scheme in _schemes(recipe):
+            _check_pair(module, target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_task(recipe: Recipe, task: Any) -> None:
+    """Refuse what a task that reads one text and writes another cannot do yet, and what no other task knows."""
+    writes, student = hasattr(task, "written"), recipe.distill.student
+    if recipe.teach.answers and not writes:
+        raise BadInput(f"{recipe.task} has no source to answer", where="teach.answers", todo="Leave it out.")
+    if not writes:
+        return
+    if recipe.teacher.endpoint:
+        raise BadInput(f"an endpoint does not teach {recipe.task} yet", where="teacher.endpoint")
+    if recipe.teach.members:
+        raise BadInput(f"several teachers of {recipe.task} are not joined yet", where="teach.members")
+    narrow = [name for name in NARROWING if getattr(student, name)] + ["prune"] * (student.prune != "none")
+    if narrow:
+        raise BadInput(
+            f"students of {recipe.task} are cut by layers alone",
+            where=f"distill.student.{narrow[0]}",
+            todo="Set layers and decoder_layers, or model.",
+        )
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:

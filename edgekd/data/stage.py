@@ -39,6 +39,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     length = recipe.data.max_length
     held_rows = task.expand([e for name in ("validation", "test") for e in examples[name]], processor, length)
     held = {task.sample_text(row) for row in held_rows}
+    if hasattr(task, "written"):  # what is held out is not asked either
+        held |= {task.sample_text({name: row[name] for name in task.TEXT_COLUMNS}) for row in held_rows}
     examples["unlabelled"] = _unlabelled(recipe, task, held)
     examples["augmented"], augmentation = _augmented(recipe, task, examples["train"], held, inputs, warnings)
     splits = {name: task.expand(some, processor, length) for name, some in examples.items()}
@@ -110,6 +112,8 @@ def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, 
     backend.no_padding()
     backend.no_truncation()
     backend.save(str(out / "tokenizer.json"))
+    if hasattr(task, "settle"):
+        task.settle(config, out)
     return task.processor(out), tokenizer.pad_token_id or 0
 
 

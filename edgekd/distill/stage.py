@@ -25,7 +25,7 @@ from edgekd.losses import find
 from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
 from edgekd.tasks._contract import generates
-from edgekd.teach import knowledge, transformers
+from edgekd.teach import knowledge, transformers, writing
 from edgekd.teach.answers import has_answers, read_answers
 from edgekd.teach.cache import read_logits
 
@@ -45,6 +45,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
+    if compared:
+        splits |= {name: writing.taught(teach.path, data.path, name) for name in ("train", *TRANSFER)}
     if answered:
         splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
     encoded = {
@@ -61,10 +63,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "encoded": [one for name in used for one in encoded[name]],
         "targets": [one for name in used for one in task.targets(splits[name])],
         "pad_token_id": pad_token_id,
-        "source": _source(recipe, task, data, teach, used, teacher, lessons) if compared else None,
+        "source": _source(recipe, task, data, teach, {name: splits[name] for name in used}, teacher, lessons)
+        if compared
+        else None,
     }
     if generates(task):
-        _refuse_silence(encoded)
+        _refuse_silence(task, encoded)
         rows, ways = token_rows(recipe, data, start, lessons, parts)
     else:
         aligned = {name: splits[name] for name in used}
@@ -115,6 +119,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     seconds = time.monotonic() - began
     model = model.cpu().eval()
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
+    written = writing.judged(task, model, start.processor, splits["test"], pad_token_id, recipe.data.max_length)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
         save_outputs(out / TEST_LOGITS, transformers.arrays(outputs))
@@ -131,7 +136,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
         "metrics": {
             "validation": _metrics(best),
-            "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
+            "test": task.metrics(transformers.arrays(outputs), splits["test"], goal) | written,
         },
         "history": history,
         "best": {"step": best["step"], "epoch": best.get("epoch")},
@@ -153,6 +158,8 @@ def token_rows(
 ) -> tuple[trainer.Rows, dict[str, Any]]:
     """The rows of a language model's student, and how it is trained."""
     settings = recipe.distill
+    if settings.packing and start.model.config.is_encoder_decoder:
+        raise BadInput("sources are read one by one", where="distill.packing", todo="Set it false.")
     if parts["source"] is not None:
         _same_tokens(data, start)
         told = {"online": recipe.teach.online, "kept": recipe.teach.tokens}
@@ -166,10 +173,10 @@ def token_rows(
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
 
 
-def _refuse_silence(encoded: Mapping[str, Sequence[Any]]) -> None:
+def _refuse_silence(task: Any, encoded: Mapping[str, Sequence[Any]]) -> None:
     """Refuse splits in which no token is learned: prompts without a response."""
     for name in ("train", "validation", "test"):
-        if not any(1 in row["learn"] for row in encoded.get(name, ())):
+        if not any(task.places(row) for row in encoded.get(name, ())):
             raise BadInput(
                 f"no token of {name} is learned: its prompts have no response",
                 where="data",
@@ -227,6 +234,8 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
         folder = work / "tokenizer"
         model = student.make(shape, teacher, model_class, seed)
         student.copy_tokenizer(shape.model, folder)
+        if hasattr(task, "settle"):
+            task.settle(model.config, folder)
         return Start(model, task.processor(folder), folder, int(model.config.pad_token_id or 0), None)
     tokenizer, kept, facts = data.path / "tokenizer", None, None
     train = read_split(data.path, "train")
@@ -322,15 +331,15 @@ def _source(
     task: Any,
     data: Artifact,
     teach: Artifact,
-    used: Sequence[str],
+    splits: Mapping[str, Sequence[Any]],
     teacher: torch.nn.Module,
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     if not recipe.teach.online:
         kept = {"logits": recipe.teach.tokens} if generates(task) else {}
-        return sources.Cached(teach, used, [kept.get(name, name) for name in names])
-    rows = [row for name in used for row in read_split(data.path, name)]
+        return sources.Cached(teach, list(splits), [kept.get(name, name) for name in names])
+    rows = [row for some in splits.values() for row in some]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     kind = tokens.OnlineTokens if generates(task) else sources.Online
     return kind(teacher.to(transformers.device()), task, encoded, data.facts["pad_token_id"], names)

@@ -80,8 +80,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def share(name: str, value: float | None) -> str:
-    """A metric other than the headline: calibration error and perplexity as they are, all others in percent."""
-    digits = {"ece": 3, "perplexity": 2}.get(name)
+    """A metric other than the headline: calibration error, perplexity and BLEU as they are, all others in percent."""
+    digits = {"ece": 3, "perplexity": 2, "bleu": 1}.get(name)
     return percent(value) if digits is None or value is None else f"{value:.{digits}f}"
 
 
@@ -90,7 +90,14 @@ def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}"
 
 
-METRICS = {"ece": "calibration error", "macro_f1": "macro F1", "span_f1": "span F1", "f1": "F1"}
+METRICS = {
+    "ece": "calibration error",
+    "macro_f1": "macro F1",
+    "span_f1": "span F1",
+    "f1": "F1",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+}
 
 
 def words(name: str) -> str:
