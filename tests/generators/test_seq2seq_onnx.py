@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from _language import LINES
 from _pairs import KINDS, folder, model_of, program, tokenizer
 
 from edgekd.artifact import read_json
@@ -15,13 +20,15 @@ from edgekd.errors import BadInput, StepFailed
 from edgekd.generators import _contract, stage
 from edgekd.generators import onnxruntime as writer
 from edgekd.quantize import tokens
+from edgekd.tasks import text2text_generation as task
 
 SLOW = pytest.mark.slow
+BUNDLE = Path(__file__).parents[1] / "bundle"
 SHAPES: dict[str, dict[str, Any]] = {
     "marian": {"scale_embedding": True, "activation_function": "swish"},
     "bart": {},
     "t5": {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12},
-    "t5-gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 8},
+    "t5-gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 24},
 }
 
 
@@ -150,3 +157,37 @@ def test_refusals(students: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds 128"):
         session.feed([5] * 128)
     assert set(KINDS) == set(writer.TYPES)
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["marian", "t5"])
+def test_transformers_js_writes_the_same(students: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """The ecosystem's own client opens the folder as it is: its tokenizer, its cache, its greedy search."""
+    sys.path.insert(0, str(BUNDLE))
+    from _clients import node_with
+
+    home = node_with("@huggingface/transformers")
+    shutil.copy(BUNDLE / "clients" / "answers.mjs", home)
+    made = program(students[name], "w4", tmp_path / "program")
+    artifact, _ = export(made, tmp_path / "models")
+    for file in stage.SHIPPED:
+        if not (artifact / file).is_file() and (made / "model" / file).is_file():
+            shutil.copy(made / "model" / file, artifact / file)
+    texts, processor, session = LINES[:4], task.processor(artifact), writer.open_session(artifact)
+    code = (
+        'import { readFileSync } from "node:fs"; import { answers } from "./answers.mjs";'
+        "console.log(JSON.stringify(await answers(JSON.parse(readFileSync(0)))));"
+    )
+    job = {"folder": str(tmp_path), "name": "models", "kind": "translation", "options": {"dtype": "fp32"}}
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", code],
+        input=json.dumps({**job, "asked": {"max_new_tokens": 12}, "texts": texts}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [one[0]["translation_text"] for one in json.loads(done.stdout.splitlines()[-1])]
+    ids = [session.write(processor(text)["input_ids"], 12) for text in texts]
+    assert found == [processor.decode(one, skip_special_tokens=True) for one in ids] and any(found)
