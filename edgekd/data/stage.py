@@ -269,7 +269,8 @@ def _augmented(
 def _lengths(task: Any, processor: Any, splits: dict[str, Any], limit: int, warnings: list[str]) -> Facts:
     cut, tokens = {}, []
     for name in SPLITS:
-        full = [len(one["input_ids"]) for one in task.encode(processor, splits[name], 1_000_000)]
+        encoded = task.encode(processor, splits[name], 1_000_000)
+        full = [max(len(one[key]) for key in task.INPUTS if key.endswith("input_ids")) for one in encoded]
         cut[name] = round(sum(n > limit for n in full) / len(full), 6)
         if cut[name] > 0.01:
             warnings.append(f"{cut[name]:.1%} of the {name} texts are longer than {limit} tokens and are cut")

@@ -107,8 +107,8 @@ def _rewritten(
             )
         return {}
     processor, pad_token_id = task.processor(inputs["data"].path / "tokenizer"), inputs["data"].facts["pad_token_id"]
-    limit, how = recipe.data.max_length, recipe.teach.answers
-    return writing.rewritten(learned, model, task, processor, pad_token_id, limit, how, out, inputs.progress)
+    told = (recipe.data.max_length, recipe.teach.answers, recipe.teach.batch_size, out, inputs.progress)
+    return writing.rewritten(learned, model, task, processor, pad_token_id, *told)
 
 
 def cache_bytes(recipe: Recipe, task: Any, data: Artifact, model: torch.nn.Module) -> int:

@@ -28,14 +28,20 @@ def beams(answers: str) -> int:
 
 
 def write(
-    model: Any, processor: Any, encoded: Sequence[Encoded], pad_token_id: int, max_length: int, beams: int = 1
+    model: Any,
+    processor: Any,
+    encoded: Sequence[Encoded],
+    pad_token_id: int,
+    max_length: int,
+    beams: int = 1,
+    size: int = BATCH,
 ) -> list[str]:
     """The texts that the model finds likeliest (by ``beams``) after each source, at most ``max_length`` tokens each.
 
     What its generation_config.json forces or forbids holds. Special tokens are left out.
     """
     found = [""] * len(encoded)
-    for picked in length_batches([length(one) for one in encoded], BATCH):
+    for picked in length_batches([length(one) for one in encoded], size):
         inputs = inputs_of(model, [encoded[i] for i in picked], pad_token_id, READ)
         with torch.inference_mode():
             ids = model.generate(**inputs, num_beams=beams, do_sample=False, max_new_tokens=max_length)
@@ -71,12 +77,13 @@ def rewritten(
     pad_token_id: int,
     max_length: int,
     answers: str,
+    size: int,
     out: Path,
     progress: Progress = no_progress,
 ) -> dict[str, list[Any]]:
     """These splits with what the model writes as targets; also written to ``out`` as the data stage writes rows.
 
-    Batches have a fixed composition and are kept under ``out/scratch`` as they come: a kill loses at most one.
+    Batches of ``size`` have a fixed composition and are kept under ``out/scratch`` as they come: a kill loses one.
     """
     scratch, made, total = out / SCRATCH, {}, sum(map(len, splits.values()))
     scratch.mkdir(parents=True, exist_ok=True)
@@ -87,12 +94,12 @@ def rewritten(
         kept = scratch / f"{name}-answers.jsonl"
         known = _batches(kept)
         with kept.open("a", encoding="utf-8") as store:
-            for at, picked in enumerate(length_batches([length(one) for one in encoded], BATCH)):
+            for at, picked in enumerate(length_batches([length(one) for one in encoded], size)):
                 if at < len(known):
                     some = known[at]
                 else:
                     asked = [encoded[i] for i in picked]
-                    some = write(model, processor, asked, pad_token_id, max_length, beams(answers))
+                    some = write(model, processor, asked, pad_token_id, max_length, beams(answers), size)
                     store.write(json.dumps(some) + "\n")  # escaped: no text holds a line end
                     store.flush()
                 for i, text in zip(picked, some, strict=True):

@@ -105,7 +105,6 @@ def test_what_is_written_is_what_the_model_generates_alone(made: tuple[Any, Any]
 
 def test_answers_of_an_interrupted_step_are_kept(made: tuple[Any, Any], tmp_path: Path, monkeypatch: Any) -> None:
     model, processor = made
-    monkeypatch.setattr(writing, "BATCH", 2)
     asked: list[int] = []
 
     def answer(model: Any, processor: Any, encoded: Any, *rest: Any) -> list[str]:
@@ -115,7 +114,7 @@ def test_answers_of_an_interrupted_step_are_kept(made: tuple[Any, Any], tmp_path
         return ["answer\u2028"] * len(encoded)
 
     monkeypatch.setattr(writing, "write", answer)
-    call = ({"train": PAIRS[:6]}, model, task, processor, 0, 48, "greedy", tmp_path)
+    call = ({"train": PAIRS[:6]}, model, task, processor, 0, 48, "greedy", 2, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         writing.rewritten(*call)
     with (tmp_path / "scratch" / "train-answers.jsonl").open("a") as store:
