@@ -37,7 +37,8 @@ runs = True
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"
 TYPES = ("bart", "marian", "t5")
 OPSET = 21
-CONTEXT = 512  # tokens of a model whose positions have no end (T5), and of a session
+CONTEXT = 512  # tokens of a text, for models whose positions have no end (T5)
+LARGEST = 2**31  # bytes of a file that holds its own weights (protobuf's limit)
 LOWEST = -3.4028234663852886e38  # float32's lowest: what hides a key
 HALVES = ("decoder", "encoder")  # whose keys and values: of what was written, of the source
 GENERATION = "generation_config.json"
@@ -61,9 +62,13 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     family: type[_Family] = _T5 if model.config.model_type == "t5" else _Bart
     numbers, kinds = _contract.read_numbers(program), Counter[str]()
     placed: set[str] = set()
+    sizes: list[dict[str, int]] = []
     for file, spell in ((ENCODER, _encoder), (DECODER, _decoder)):
         graph = _Graph(weights, first, numbers)
         spell(family(graph, model.config))
+        sizes.append({name: len(one.raw_data) for name, one in graph.floats.items()})
+        if sum(sizes[-1].values()) > 0.99 * LARGEST:
+            raise BadInput("half of the model is larger than a file of ONNX may be", where="distill.student")
         (out / file).parent.mkdir(exist_ok=True)
         onnx.save(graph.model(), out / file)
         kinds += graph.kinds
@@ -71,16 +76,13 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     if lost := numbers.keys() - placed:
         raise StepFailed(f"the graphs have no '{min(lost)}'", where="onnxruntime")
     _configure(program, out, model)
-    both = [
-        {one.name: len(one.raw_data) for one in onnx.load(out / file).graph.initializer} for file in (ENCODER, DECODER)
-    ]
     return {
         "file": DECODER,
         "architecture": model.config.model_type,
         "kernels": dict(kinds),
         "context": _context(model.config),
         "max_length": max_length,
-        "twice_bytes": sum(both[0][name] for name in both[0].keys() & both[1].keys()),
+        "twice_bytes": sum(sizes[0][name] for name in sizes[0].keys() & sizes[1].keys()),
         "caveats": [],
     }
 
@@ -513,11 +515,10 @@ def _range(g: _Graph, start: str, stop: str) -> str:
 
 def _hidden(g: _Graph, mask: str) -> str:
     """A mask [B, E] as what is added to scores, [B, 1, 1, E]."""
-    import numpy as np
     from onnx import TensorProto
 
     absent = g.op("Sub", g.number(1.0), g.op("Cast", mask, to=TensorProto.FLOAT))
-    return g.op("Unsqueeze", g.op("Mul", absent, g.hold(np.float32(LOWEST))), g.ints(1, 2))
+    return g.op("Unsqueeze", g.op("Mul", absent, g.number(LOWEST)), g.ints(1, 2))
 
 
 def _joined(g: _Graph, bias: str, mask: str) -> str:

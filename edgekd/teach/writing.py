@@ -38,7 +38,7 @@ def write(
 ) -> list[str]:
     """The texts that the model finds likeliest (by ``beams``) after each source, at most ``max_length`` tokens each.
 
-    What its generation_config.json forces or forbids holds. Special tokens are left out.
+    What its generation_config.json forces or forbids holds. Special tokens and outer blanks are left out.
     """
     found = [""] * len(encoded)
     for picked in length_batches([length(one) for one in encoded], size):
@@ -46,7 +46,7 @@ def write(
         with torch.inference_mode():
             ids = model.generate(**inputs, num_beams=beams, do_sample=False, max_new_tokens=max_length)
         for i, text in zip(picked, processor.batch_decode(ids.cpu(), skip_special_tokens=True), strict=True):
-            found[i] = text
+            found[i] = text.strip()
     return found
 
 
