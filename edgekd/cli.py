@@ -197,10 +197,12 @@ def distill(
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
         data = pipeline.run(loaded, folder, until="data", listen=listen).steps["data"]
+    from edgekd import registry
     from edgekd.distill import stage
-    from edgekd.quantize.scheme import SCHEMES
+    from edgekd.quantize import scheme
+    from edgekd.tasks._contract import generates
 
-    found = stage.preview(loaded, data, list(SCHEMES.values()))
+    found = stage.preview(loaded, data, scheme.of_task(generates(registry.load("tasks", loaded.task))))
     if as_json:
         return _json({"schema": "edgekd/student/1", **found})
     rows = [["parameters", f"{found['parameters']:,}"], ["of them word table", f"{found['embedding_parameters']:,}"]]

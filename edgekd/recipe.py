@@ -257,6 +257,28 @@ class Term(Section):
     )
 
 
+class OnPolicy(Section):
+    """A second phase: the student writes, and the teacher scores every token of it (GKD, arXiv:2306.13649)."""
+
+    steps: int = Field(200, ge=1, description="Steps of this phase, each over distill.batch_size prompts.")
+    share: float = Field(
+        0.5, gt=0, le=1, description="Share of the batches that the student writes itself; the data's own are the rest."
+    )
+    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon", "skew-kl", "skew-reverse-kl"] = Field(
+        "reverse-kl", description="What is compared, token by token, over the whole vocabulary."
+    )
+    max_new_tokens: int = Field(32, ge=1, description="Longest text that it writes; prompt and text fit max_length.")
+    temperature: float = Field(1.0, gt=0, description="Of its writing; the divergence is taken at temperature 1.")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of this phase.")
+    evaluate_every: int = Field(50, ge=1, description="Steps between evaluations on validation.")
+    samples: int = Field(64, ge=1, description="Held-out prompts that it continues in an evaluation.")
+    choose: Literal["reverse-kl", "metric", "last"] = Field(
+        "reverse-kl",
+        description="Which checkpoint, the one that this phase started from among them: smallest reverse KL of what "
+        "it writes on held-out prompts, best metric, or last.",
+    )
+
+
 class Distill(Section):
     """Training the student: alpha * hard + (1 - alpha) * sum of weight * term; KL terms carry T^2."""
 
@@ -289,6 +311,9 @@ class Distill(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
     packing: bool = Field(False, description="Put short texts of a language model into one row, kept apart.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    on_policy: OnPolicy | None = Field(
+        None, description="Then train a language model on what it writes itself, with the teacher at hand."
+    )
 
 
 class Mixed(Section):
@@ -331,7 +356,7 @@ class Quantize(Section):
     method: Literal["ptq", "qat", "qad", "auto"] = Field(
         "qad",
         description="Calibration only; trained on the float student's logits; on features and teacher too; or the "
-        "cheapest of these that keeps gate.max_accuracy_drop on validation.",
+        "cheapest of these that keeps gate.max_accuracy_drop (of text: gate.max_perplexity_rise) on validation.",
     )
     steps: int = Field(250, ge=0, description="Training steps of qat and qad; 0 is PTQ only.")
     batch_size: int = Field(16, ge=1, description="Examples per QAT step.")

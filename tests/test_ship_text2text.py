@@ -82,9 +82,10 @@ def test_a_student_learns_what_its_teacher_writes(world: Path, tmp_path: Path) -
         ({"export": {"targets": ["gguf"]}}, "gguf is for text-generation.*onnxruntime"),
         ({"distill": {"student": {"hidden_size": 32}}}, "cut by layers alone"),
         ({"distill": {"student": {"vocabulary": 0.9}}}, "cut by layers alone"),
-        ({"quantize": {"schemes": ["w8a8-dynamic"]}}, "does not accept w8a8-dynamic"),
-        ({"quantize": {"schemes": ["w4"], "weights": "gptq"}}, "gptq is not carried over"),
+        ({"quantize": {"schemes": ["w8a8-dynamic"], "method": "ptq"}}, "does not accept w8a8-dynamic"),
+        ({"quantize": {"schemes": ["w4"], "weights": "gptq", "method": "ptq"}}, "gptq is not carried over"),
         ({"teach": {"members": [{"model": "m"}]}}, "several teachers"),
+        ({"quantize": {"schemes": ["w4"]}}, "rounding of text2text-generation is not trained"),
         ({"teacher": {"endpoint": {"base_url": "http://localhost", "model": "m"}, "model": "m"}}, "endpoint"),
     ],
 )

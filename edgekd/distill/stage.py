@@ -6,11 +6,10 @@ others). The validation split chooses the checkpoint; the test split is only eve
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +23,48 @@ from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
+from edgekd.tasks import _text
 from edgekd.tasks._contract import generates
 from edgekd.teach import knowledge, transformers, writing
 from edgekd.teach.answers import has_answers, read_answers
 from edgekd.teach.cache import read_logits
 
 TEST_LOGITS = "test_logits.safetensors"
+UNCUT = 2**31  # tokens: no text is longer
 IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
-def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
+def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Facts:
+    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline.
+
+    ``alone``: a student with other tokens than the teacher's learns from the data alone, instead of being refused.
+    """
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
-    compared = taught and not answered
     teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    both = (data.path / "tokenizer", start.tokenizer)
+    foreign = generates(task) and (alone or not taught) and not answered and vocabulary.are_others(*both)
+    apart = answered or foreign  # the teacher says nothing of a student's token
+    compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
     if compared:
         splits |= {name: writing.taught(teach.path, data.path, name) for name in ("train", *TRANSFER)}
-    if answered:
-        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
+    if apart:
+        splits |= {name: [] for name in TRANSFER}
+    if answered and taught:
+        splits["train"] = read_answers(teach.path)
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
+    ids = vocabulary.new_ids(*both) if generates(task) and not apart else None
+    teacher_outputs = {} if apart else {name: read_logits(teach, name) for name in ("validation", "test")}
+    if ids is not None:
+        teacher_outputs = {name: tokens.renumbered(task, found, ids) for name, found in teacher_outputs.items()}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
 
     names = ["train", *(name for name in TRANSFER if splits[name])]
@@ -63,23 +75,26 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "encoded": [one for name in used for one in encoded[name]],
         "targets": [one for name in used for one in task.targets(splits[name])],
         "pad_token_id": pad_token_id,
-        "source": _source(recipe, task, data, teach, {name: splits[name] for name in used}, teacher, lessons)
-        if compared
-        else None,
+        "source": source_of(recipe, task, data, teach, used, teacher, lessons) if compared else None,
     }
+    if compared:
+        cut = {name: splits[name] for name in used}
+        parts["aligned"] = _aligned(recipe, task, data, cut, encoded, start, ids)
     if generates(task):
         _refuse_silence(task, encoded)
-        rows, ways = token_rows(recipe, data, start, lessons, parts)
+        if settings.packing and model.config.is_encoder_decoder:
+            raise BadInput("sources are read one by one", where="distill.packing", todo="Set it false.")
+        rows, ways = token_rows(recipe, data, lessons, parts, ids)
+        if foreign:
+            rows = replace(rows, vocabulary=min(len(start.processor), model.config.vocab_size))
     else:
-        aligned = {name: splits[name] for name in used}
-        parts["aligned"] = _aligned(recipe, task, data, aligned, encoded, start) if taught else None
         rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
         del teacher
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
-        if answered:
+        if apart:
             return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
@@ -126,16 +141,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = None if answered else transformers.arrays(teacher_outputs["test"])
+    goal = None if apart else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         "shape": student.shape_of(model.config),
         "vocabulary": start.vocabulary,
+        **({} if ids is None else {"tokenization": _tokenization(recipe, task, data, rows, start, history)}),
         "rows": {name: len(splits[name]) for name in used},
         "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
         "metrics": {
-            "validation": _metrics(best),
+            "validation": metrics_of(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal) | written,
         },
         "history": history,
@@ -145,6 +161,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds": seconds,
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
+        **({"own_tokens": True} if foreign else {}),
     }
 
 
@@ -154,14 +171,11 @@ def _teacher(recipe: Recipe, task: Any) -> torch.nn.Module | None:
 
 
 def token_rows(
-    recipe: Recipe, data: Artifact, start: Start, lessons: Sequence[trainer.Lesson], parts: dict[str, Any]
+    recipe: Recipe, data: Artifact, lessons: Sequence[trainer.Lesson], parts: dict[str, Any], ids: list[int] | None
 ) -> tuple[trainer.Rows, dict[str, Any]]:
     """The rows of a language model's student, and how it is trained."""
     settings = recipe.distill
-    if settings.packing and start.model.config.is_encoder_decoder:
-        raise BadInput("sources are read one by one", where="distill.packing", todo="Set it false.")
     if parts["source"] is not None:
-        _same_tokens(data, start)
         told = {"online": recipe.teach.online, "kept": recipe.teach.tokens}
         tokens.check(lessons, {**told, "packing": settings.packing, "temperature": settings.temperature})
     rows = tokens.TokenRows(
@@ -169,6 +183,7 @@ def token_rows(
         kept=recipe.teach.tokens,
         vocabulary=data.facts["vocabulary"],
         packing=recipe.data.max_length if settings.packing else 0,
+        ids=None if ids is None else torch.tensor(ids),
     )
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
 
@@ -187,18 +202,6 @@ def _refuse_silence(task: Any, encoded: Mapping[str, Sequence[Any]]) -> None:
                     else "."
                 ),
             )
-
-
-def _same_tokens(data: Artifact, start: Start) -> None:
-    """Refuse a student with other tokens than the teacher's: their distributions have no common ids."""
-    theirs = json.loads((data.path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    mine = json.loads((start.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    if mine != theirs:
-        raise BadInput(
-            "its tokens are not the teacher's, so the two distributions cannot be compared",
-            where="distill.student.model",
-            todo="Learn from the teacher's answers instead (teacher.endpoint), or take a student of its family.",
-        )
 
 
 def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]) -> Facts:
@@ -240,7 +243,7 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
     tokenizer, kept, facts = data.path / "tokenizer", None, None
     train = read_split(data.path, "train")
     if shape.vocabulary is not None:
-        tokenizer, kept, facts = _trim(recipe, task, data, work / "tokenizer")
+        tokenizer, kept, facts = _trim(recipe, task, data, teacher, work / "tokenizer")
     importance = None
     if shape.prune == "importance":
         importance = _importance(recipe, task, data, train[:: max(1, len(train) // IMPORTANCE_ROWS)], teacher)
@@ -250,15 +253,16 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
     return Start(model, task.processor(tokenizer), tokenizer, pad_token_id, facts)
 
 
-def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, list[int], Facts]:
+def _trim(
+    recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, out: Path
+) -> tuple[Path, list[int], Facts]:
     """The teacher's tokenizer with the tokens of the training and unlabelled text, and the commonest of made text.
 
     Held-out text is not counted. Made text only fills up to ``vocabulary_size``: what it borrows beyond that stands
     for the words that the student will not know.
     """
     old, shape = data.path / "tokenizer", recipe.distill.student
-    processor = task.processor(old)
-    source = json.loads((old / "tokenizer.json").read_text(encoding="utf-8"))
+    processor, source = task.processor(old), vocabulary.read(old)
 
     def counts(*names: str) -> Mapping[int, int]:
         rows = [row for name in names for row in read_split(data.path, name)]
@@ -267,18 +271,22 @@ def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, l
     assert shape.vocabulary is not None
     others = counts("augmented") if shape.vocabulary_size else {}
     size = shape.vocabulary_size or 0
-    trimmed = vocabulary.trim(source, counts("train", "unlabelled"), shape.vocabulary, others=others, size=size)
+    named = {data.facts["pad_token_id"], *student.token_ids(teacher)} if generates(task) else ()
+    text = counts("train", "unlabelled")
+    trimmed = vocabulary.trim(source, text, shape.vocabulary, others=others, size=size, always=named)
     vocabulary.write(old, trimmed, out)
     texts = [task.sample_text(row) for row in read_split(data.path, "validation")]
-    outside = vocabulary.outside(processor, task.processor(out), trimmed.kept, texts)
-    return out, trimmed.kept, {"kept": len(trimmed.kept), "of": processor.get_vocab_size(), **outside}
+    before, after = (_text.processor(folder) for folder in (old, out))
+    outside = vocabulary.outside(before, after, trimmed.kept, texts)
+    return out, trimmed.kept, {"kept": len(trimmed.kept), "of": before.get_vocab_size(), **outside}
 
 
 def _importance(recipe: Recipe, task: Any, data: Artifact, rows: Sequence[Any], teacher: torch.nn.Module) -> Any:
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     targets = task.targets(rows)
     batches = []
-    for picked in transformers.length_batches([transformers.length(one) for one in encoded], 32):
+    size = transformers.at_once(teacher, recipe.data.max_length, 32) if generates(task) else 32
+    for picked in transformers.length_batches([transformers.length(one) for one in encoded], size):
         inputs = transformers.pad([encoded[i] for i in picked], data.facts["pad_token_id"], task.INPUTS)
         batches.append((inputs, picked))
 
@@ -326,37 +334,72 @@ def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
     return [row for row in found if row["value"] is not None]
 
 
-def _source(
+def source_of(
     recipe: Recipe,
     task: Any,
     data: Artifact,
     teach: Artifact,
-    splits: Mapping[str, Sequence[Any]],
+    used: Sequence[str],
     teacher: torch.nn.Module,
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
+    """The teacher's outputs, and what the lessons compare beside them, for the rows of the splits ``used``."""
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     if not recipe.teach.online:
         kept = {"logits": recipe.teach.tokens} if generates(task) else {}
-        return sources.Cached(teach, list(splits), [kept.get(name, name) for name in names])
-    rows = [row for some in splits.values() for row in some]
+        return sources.Cached(teach, used, [kept.get(name, name) for name in names])
+    rows = [row for name in used for row in writing.taught(teach.path, data.path, name)]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     kind = tokens.OnlineTokens if generates(task) else sources.Online
     return kind(teacher.to(transformers.device()), task, encoded, data.facts["pad_token_id"], names)
 
 
 def _aligned(
-    recipe: Recipe, task: Any, data: Artifact, splits: dict[str, Any], encoded: dict[str, Any], start: Start
+    recipe: Recipe,
+    task: Any,
+    data: Artifact,
+    splits: dict[str, Any],
+    encoded: dict[str, Any],
+    start: Start,
+    ids: list[int] | None,
 ) -> torch.Tensor | None:
-    """Which rows student and teacher cut into as many tokens; None where they share the tokenizer."""
+    """Which rows student and teacher cut into as many tokens (a language model's: the same ones); None for all."""
     if start.tokenizer == data.path / "tokenizer" or "input_ids" not in task.INPUTS:
         return None
     processor, same = task.processor(data.path / "tokenizer"), []
     for name, rows in splits.items():
         theirs = task.encode(processor, rows, recipe.data.max_length)
-        same += [transformers.length(a) == transformers.length(b) for a, b in zip(encoded[name], theirs, strict=True)]
+        if generates(task):
+            same += tokens.alike(encoded[name], theirs, ids)
+        else:
+            pairs = zip(encoded[name], theirs, strict=True)
+            same += [transformers.length(a) == transformers.length(b) for a, b in pairs]
+    if generates(task) and not any(same):
+        raise BadInput(
+            "the student cuts no training row as its teacher does, so there is nothing to compare",
+            where="distill.student",
+            todo="Raise distill.student.vocabulary (1.0 keeps all tokens of the text), or check the chat templates.",
+        )
     return torch.tensor(same)
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+def _tokenization(recipe: Recipe, task: Any, data: Artifact, rows: Any, start: Start, history: Any) -> Facts:
+    """What a trimmed vocabulary does to a language model's texts.
+
+    ``aligned``: share of the training rows that teacher and student cut alike, which are those they are compared on;
+    ``dropped``: the teacher's mean probability on tokens that the student lacks; ``test``: share of test rows cut
+    alike, and the student's tokens for each of the teacher's: perplexity to that power is by the teacher's token.
+    """
+    held = read_split(data.path, "test")
+    mine, theirs = (task.encode(task.processor(one), held, UNCUT) for one in (start.tokenizer, data.path / "tokenizer"))
+    same = tokens.alike(mine, theirs, rows.ids.tolist())
+    sizes = [sum(sum(one["learn"]) for one in some) for some in (mine, theirs)]
+    told: Facts = {"test": {"same": sum(same) / len(same), "tokens": sizes[0] / sizes[1]}}
+    if rows.aligned is not None:
+        told["aligned"] = float(rows.aligned.float().mean())
+    lost = [entry[tokens.DROPPED] for entry in history if tokens.DROPPED in entry]
+    return told | ({"dropped": sum(lost) / len(lost)} if lost else {})
+
+
+def metrics_of(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}

@@ -31,7 +31,7 @@ suffix = ""
 extra = "onnx"
 tasks = frozenset({"text2text-generation"})
 distributions = ("onnxruntime", "onnx")
-accepts, refuses = genai.accepts, genai.refuses
+accepts, refuses, block = genai.accepts, genai.refuses, genai.block
 runs = True
 
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"

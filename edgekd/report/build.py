@@ -126,6 +126,7 @@ def _distilled(facts: Facts, rows: int | None, latency: Facts | None) -> Documen
         "terms": [dict(term) for term in facts.get("terms") or []],
         "rows": dict(facts.get("rows") or {}),
         "vocabulary": facts.get("vocabulary"),
+        "tokenization": facts.get("tokenization"),
         "steps": facts.get("steps"),
         "seconds": facts.get("seconds"),
         "latency": latency,

@@ -45,6 +45,7 @@ agree = text_generation.agree
 distance = text_generation.distance
 correct = text_generation.correct
 answer = text_generation.answer
+renumbered = text_generation.renumbered
 
 
 def example(row: Mapping[str, Any], labels: Sequence[str]) -> Example:
