@@ -104,6 +104,7 @@ VERIFY = Stage(
     isolated=True,
 )
 BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", *TEACHER))
+NARROWING = ("hidden_size", "heads", "intermediate_size", "embedding_size", "vocabulary", "vocabulary_size")
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
@@ -252,7 +253,7 @@ def _check(recipe: Recipe) -> None:
         raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
-    registry.load("tasks", recipe.task)
+    _check_task(recipe, registry.load("tasks", recipe.task))
     if recipe.distill.on_policy:
         _check_on_policy(recipe)
     if recipe.distill.losses:
@@ -279,11 +280,50 @@ def _check(recipe: Recipe) -> None:
         )
     for name in recipe.bench.devices if recipe.bench.enabled else ():
         registry.load("transports", devices.load(name).transport)
-    if _group(recipe) == "generators":
+    group = _group(recipe)
+    for target in recipe.export.targets:
+        if group == "generators" and recipe.task not in registry.load(group, target).tasks:
+            able = [name for name in registry.names(group) if recipe.task in registry.load(group, name).tasks]
+            raise BadInput(
+                f"{target} is for {', '.join(sorted(registry.load(group, target).tasks))}, not for {recipe.task}",
+                where="export.targets",
+                todo=f"Take {', '.join(able)}.",
+            )
+    if group == "generators":
         _check_student(recipe)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
-            _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
+            _check_pair(registry.load(group, target), target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_task(recipe: Recipe, task: Any) -> None:
+    """Refuse what a task that reads one text and writes another cannot do yet, and what no other task knows."""
+    writes, student = hasattr(task, "written"), recipe.distill.student
+    if recipe.teach.answers and not writes:
+        raise BadInput(f"{recipe.task} has no source to answer", where="teach.answers", todo="Leave it out.")
+    if not writes:
+        return
+    if recipe.teacher.endpoint:
+        raise BadInput(f"an endpoint does not teach {recipe.task} yet", where="teacher.endpoint")
+    if recipe.teach.members:
+        raise BadInput(f"several teachers of {recipe.task} are not joined yet", where="teach.members")
+    if recipe.quantize.weights in ("gptq", "awq"):
+        raise BadInput(
+            f"{recipe.quantize.weights} is not carried over to models with an encoder and a decoder yet",
+            where="quantize.weights",
+            todo="Take mse.",
+        )
+    if recipe.quantize.method != "ptq" and set(recipe.quantize.schemes) - {"fp32"}:
+        raise BadInput(
+            f"the rounding of {recipe.task} is not trained yet", where="quantize.method", todo="Set it to ptq."
+        )
+    narrow = [name for name in NARROWING if getattr(student, name)] + ["prune"] * (student.prune != "none")
+    if narrow:
+        raise BadInput(
+            f"students of {recipe.task} are cut by layers alone",
+            where=f"distill.student.{narrow[0]}",
+            todo="Set layers and decoder_layers, or model.",
+        )
 
 
 def _check_on_policy(recipe: Recipe) -> None:

@@ -203,6 +203,11 @@ class Teach(Section):
         pattern=r"^(top|sampled):[1-9][0-9]{0,3}$",
         description="What is kept of a language model's distributions: the likeliest tokens, or draws (at most 63).",
     )
+    answers: str | None = Field(
+        None,
+        pattern=r"^(greedy|beam:[1-9][0-9]?)$",
+        description="text2text: learn what the teacher itself writes from the training sources, greedily or by beams.",
+    )
     members: list[Member] = Field(default_factory=list, description="Further teachers.")
     combine: Literal["weighted", "confidence"] = Field(
         "weighted", description="How several teachers become one: by weight, or by weight times confidence per row."
@@ -214,6 +219,9 @@ class Student(Section):
 
     model: str | None = Field(None, description="Folder or hub id to start from (with its tokenizer), not the teacher.")
     layers: int | None = Field(None, ge=1, description="Transformer layers; default: half of the teacher's.")
+    decoder_layers: int | None = Field(
+        None, ge=1, description="Of the decoder, where there is an encoder too; default: as `layers`."
+    )
     hidden_size: int | None = Field(None, ge=1, description="Width; default: the teacher's.")
     heads: int | None = Field(None, ge=1, description="Attention heads; default: the teacher's.")
     intermediate_size: int | None = Field(None, ge=1, description="Feed-forward width; default: the teacher's.")
@@ -436,6 +444,9 @@ class Gate(Section):
     max_perplexity_rise: dict[str, float] = Field(
         default_factory=lambda: {"fp32": 0.005, "w8": 0.005, "w8a8-dynamic": 0.01, "w4": 0.02},
         description="By scheme: a language model's perplexity above the fp32 student's on the same rows, a share.",
+    )
+    max_bleu_drop: float | None = Field(
+        None, ge=0, description="BLEU points below the fp32 student's on texts that both write."
     )
     not_larger: bool = Field(True, description="A quantized file must be smaller than its float sibling.")
     not_slower: bool = Field(True, description="A quantized artefact must not be measurably slower than fp32.")

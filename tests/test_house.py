@@ -21,6 +21,7 @@ LIGHT = (
     "verify.gate", "quantize.scheme",
     "targets.onnx", "targets.litert", "targets.coreml", "targets.executorch", "targets.openvino",
     "generators.onnx", "generators.gguf", "generators.executorch", "generators.litert", "generators.coreml",
+    "generators.onnxruntime",
     "generators._contract",
 )  # fmt: skip
 HEAVY = (

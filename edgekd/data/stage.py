@@ -40,6 +40,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     length = recipe.data.max_length
     held_rows = task.expand([e for name in ("validation", "test") for e in examples[name]], processor, length)
     held = {task.sample_text(row) for row in held_rows}
+    if hasattr(task, "written"):  # what is held out is not asked either
+        held |= {task.sample_text({name: row[name] for name in task.TEXT_COLUMNS}) for row in held_rows}
     examples["unlabelled"] = _unlabelled(recipe, task, held)
     examples["augmented"], augmentation = _augmented(recipe, task, examples["train"], held, inputs, warnings)
     splits = {name: task.expand(some, processor, length) for name, some in examples.items()}
@@ -113,6 +115,8 @@ def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, 
     backend.no_padding()
     backend.no_truncation()
     backend.save(str(out / "tokenizer.json"))
+    if hasattr(task, "settle"):
+        task.settle(config, out)
     return task.processor(out), tokenizer.pad_token_id or 0
 
 
@@ -285,7 +289,8 @@ def _augmented(
 def _lengths(task: Any, processor: Any, splits: dict[str, Any], limit: int, warnings: list[str]) -> Facts:
     cut, tokens = {}, []
     for name in SPLITS:
-        full = [len(one["input_ids"]) for one in task.encode(processor, splits[name], 1_000_000)]
+        encoded = task.encode(processor, splits[name], 1_000_000)
+        full = [max(len(one[key]) for key in task.INPUTS if key.endswith("input_ids")) for one in encoded]
         cut[name] = round(sum(n > limit for n in full) / len(full), 6)
         if cut[name] > 0.01:
             warnings.append(f"{cut[name]:.1%} of the {name} texts are longer than {limit} tokens and are cut")

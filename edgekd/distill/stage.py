@@ -25,7 +25,7 @@ from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
 from edgekd.tasks import _text
 from edgekd.tasks._contract import generates
-from edgekd.teach import knowledge, transformers
+from edgekd.teach import knowledge, transformers, writing
 from edgekd.teach.answers import has_answers, read_answers
 from edgekd.teach.cache import read_logits
 
@@ -52,6 +52,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
     compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
+    if compared:
+        splits |= {name: writing.taught(teach.path, data.path, name) for name in ("train", *TRANSFER)}
     if apart:
         splits |= {name: [] for name in TRANSFER}
     if answered and taught:
@@ -79,7 +81,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
         cut = {name: splits[name] for name in used}
         parts["aligned"] = _aligned(recipe, task, data, cut, encoded, start, ids)
     if generates(task):
-        _refuse_silence(encoded)
+        _refuse_silence(task, encoded)
+        if settings.packing and model.config.is_encoder_decoder:
+            raise BadInput("sources are read one by one", where="distill.packing", todo="Set it false.")
         rows, ways = token_rows(recipe, data, lessons, parts, ids)
         if foreign:
             rows = replace(rows, vocabulary=min(len(start.processor), model.config.vocab_size))
@@ -136,6 +140,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
     model = model.cpu().eval()
     adapter = lora.merge(model, str(settings.student.model), out / lora.ADAPTER) if settings.lora else None
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
+    written = writing.judged(task, model, start.processor, splits["test"], pad_token_id, recipe.data.max_length)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
         save_outputs(out / TEST_LOGITS, transformers.arrays(outputs))
@@ -153,7 +158,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
         "terms": terms(history, settings.losses or [default_term(task)], settings.replay.weight) if compared else [],
         "metrics": {
             "validation": metrics_of(best),
-            "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
+            "test": task.metrics(transformers.arrays(outputs), splits["test"], goal) | written,
         },
         "history": history,
         "best": {"step": best["step"], "epoch": best.get("epoch")},
@@ -191,10 +196,10 @@ def token_rows(
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
 
 
-def _refuse_silence(encoded: Mapping[str, Sequence[Any]]) -> None:
+def _refuse_silence(task: Any, encoded: Mapping[str, Sequence[Any]]) -> None:
     """Refuse splits in which no token is learned: prompts without a response."""
     for name in ("train", "validation", "test"):
-        if not any(1 in row["learn"] for row in encoded.get(name, ())):
+        if not any(task.places(row) for row in encoded.get(name, ())):
             raise BadInput(
                 f"no token of {name} is learned: its prompts have no response",
                 where="data",
@@ -240,6 +245,8 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
         folder = work / "tokenizer"
         model = student.make(shape, teacher, model_class, seed)
         student.copy_tokenizer(shape.model, folder)
+        if hasattr(task, "settle"):
+            task.settle(model.config, folder)
         return Start(model, task.processor(folder), folder, int(model.config.pad_token_id or 0), None)
     tokenizer, kept, facts = data.path / "tokenizer", None, None
     train = read_split(data.path, "train")
@@ -349,7 +356,7 @@ def source_of(
     if not recipe.teach.online:
         kept = {"logits": recipe.teach.tokens} if generates(task) else {}
         return sources.Cached(teach, used, [kept.get(name, name) for name in names])
-    rows = [row for name in used for row in read_split(data.path, name)]
+    rows = [row for name in used for row in writing.taught(teach.path, data.path, name)]
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     kind = tokens.OnlineTokens if generates(task) else sources.Online
     return kind(teacher.to(transformers.device()), task, encoded, data.facts["pad_token_id"], names)

@@ -38,8 +38,9 @@ NAMES = {
     "layers": ("num_hidden_layers", "n_layers"),
     "hidden_size": ("hidden_size", "dim"),
     "heads": ("num_attention_heads", "n_heads"),
-    "intermediate_size": ("intermediate_size", "hidden_dim"),
+    "intermediate_size": ("intermediate_size", "hidden_dim", "encoder_ffn_dim", "d_ff"),
 }
+DECODER = ("decoder_layers", "num_decoder_layers")  # fields for the depth of a decoder beside an encoder
 
 
 class FactorizedEmbedding(nn.Module):
@@ -77,7 +78,7 @@ def make(
     plan = _plan(config, source, layers, importance)
     rows = _rows(source, config, kept, max_positions)
     student = _build(config, model_class)
-    _start_from(student, source, layers, plan, rows)
+    _start_from(student, source, _stacks(source, layers, _decoder_layers(shape, source.config)), plan, rows)
     if shape.embedding_size is not None:
         _factorize(student, shape.embedding_size)
     if getattr(source, "generation_config", None) is not None:
@@ -99,6 +100,8 @@ def configured(shape: Student, source: Any, *, cut: bool) -> tuple[Any, list[int
     config = copy.deepcopy(source)
     for name, value in {"layers": len(layers), **sizes}.items():
         write(config, name, value)
+    if written := _decoder_layers(shape, source):
+        setattr(config, _decoder_field(config), len(written))
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in layers]
     for name in FOLLOWERS:
@@ -129,8 +132,11 @@ def write(config: Any, name: str, value: int) -> None:
 
 
 def shape_of(config: Any) -> dict[str, int]:
-    """layers, hidden_size, heads, intermediate_size; key_value_heads, vocab_size and embedding_size where they are."""
+    """layers, hidden_size, heads, intermediate_size; key_value_heads, vocab_size, embedding_size and decoder_layers
+    where they are."""
     extra = {"key_value_heads": "num_key_value_heads", "vocab_size": "vocab_size", "embedding_size": RANK}
+    if config.is_encoder_decoder:
+        extra["decoder_layers"] = _decoder_field(config)
     found = {name: int(getattr(config, field)) for name, field in extra.items() if getattr(config, field, None)}
     return {name: read(config, name) for name in NAMES} | found
 
@@ -259,6 +265,8 @@ def _flops(model: Any, tokens: int) -> int:
     else:
         ids = torch.zeros(1, tokens, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
     training, attention = model.training, config._attn_implementation
     model.eval().set_attn_implementation("eager")  # the counter knows no fused attention on a CPU
     try:
@@ -278,6 +286,7 @@ DROPOUTS = (
     "attention_dropout",
     "seq_classif_dropout",
     "qa_dropout",
+    "dropout_rate",
 )
 
 
@@ -364,6 +373,21 @@ def _layers_to_take(shape: Student, of: int) -> list[int]:
             todo="Take at most the source's layers, or set distill.student.model.",
         )
     return taken(of, count, shape.take)
+
+
+def _decoder_layers(shape: Student, config: Any) -> list[int]:
+    """Source layers of the student's decoder; none where there is no encoder beside it."""
+    if not config.is_encoder_decoder:
+        if shape.decoder_layers:
+            raise BadInput("its source has no encoder and decoder", where="distill.student.decoder_layers")
+        return []
+    of = int(getattr(config, _decoder_field(config)))
+    count = shape.decoder_layers or (shape.layers and min(shape.layers, of))
+    return _layers_to_take(shape.model_copy(update={"layers": count}), of)
+
+
+def _decoder_field(config: Any) -> str:
+    return next(name for name in DECODER if hasattr(config, name))
 
 
 def _field(config: Any, name: str) -> str:
@@ -522,19 +546,34 @@ def _layer_path(model: nn.Module, count: int) -> str:
     raise BadInput(f"no list of {count} layers found in {type(model).__name__}")
 
 
-def _start_from(student: nn.Module, source: Any, layers: list[int], plan: Plan, rows: dict[str, torch.Tensor]) -> None:
-    """Fill the student with what it keeps of its source; what fits nowhere stays fresh."""
-    path = _layer_path(source, read(source.config, "layers")) + "."
+def _stacks(source: Any, layers: list[int], written: list[int]) -> dict[str, list[int]]:
+    """Where the layers of the source lie (``encoder.layer.``), and which of them the student takes."""
+    count = read(source.config, "layers")
+    if not written:
+        return {f"{_layer_path(source, count)}.": layers}
+    parts = {source.get_encoder(): (count, layers)}
+    parts[source.get_decoder()] = (getattr(source.config, _decoder_field(source.config)), written)
+    names = {module: name for name, module in source.named_modules()}
+    return {f"{names[part]}.{_layer_path(part, of)}.": some for part, (of, some) in parts.items()}
+
+
+def _start_from(
+    student: nn.Module, source: Any, stacks: dict[str, list[int]], plan: Plan, rows: dict[str, torch.Tensor]
+) -> None:
+    """Fill the student with what it keeps of its source; what fits nowhere stays fresh.
+
+    What only the first layer has (T5's position biases) goes to the student's first, whichever layer that is.
+    """
     theirs = {name: value.detach().float() for name, value in source.state_dict().items()}
     words = _name(source, _words(source)) if "vocab_size" in source.config.to_dict() else None
     roles = None if plan.head_size is None else pruning.encoder(source)[1]
     state, fresh = student.state_dict(), set()
     for name, mine in state.items():
-        origin = name
-        if name.startswith(path):
+        origin, path = name, next((path for path in stacks if name.startswith(path)), None)
+        if path is not None:
             index, _, rest = name.removeprefix(path).partition(".")
-            origin = f"{path}{layers[int(index)]}.{rest}"
-            found = None if plan.fresh else theirs.get(origin)
+            origin = f"{path}{stacks[path][int(index)]}.{rest}"
+            found = None if plan.fresh else theirs.get(origin, theirs.get(f"{path}0.{rest}"))
             if found is not None and roles is not None:
                 found = _cut_layer(found, roles.axes(rest), plan, int(index))
         else:

@@ -29,13 +29,29 @@ WHOLE = "whole"  # the knowledge of a teacher that is at hand: a `_tokens.Dense`
 
 
 def head(model: Any) -> _tokens.Head:
-    """What makes logits of a causal language model's last hidden states; raises BadInput where that is more."""
+    """What makes logits of a language model's last hidden states; raises BadInput where that is more."""
     found, config = model.get_output_embeddings(), model.config
     if not isinstance(found, nn.Linear):
         raise BadInput(f"a {type(model).__name__} has no linear head", where="distill", todo="Use another student.")
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    if getattr(config, "scale_decoder_outputs", False):  # T5 with a tied head
+        scale = config.d_model**-0.5
     cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-    return _tokens.Head(found.weight, found.bias, scale, cap)
+    bias = getattr(model, "final_logits_bias", None)  # Marian's and BART's, [1, V]
+    return _tokens.Head(found.weight, found.bias if bias is None else bias[0], scale, cap)
+
+
+def hidden(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the head reads, [B, S, D]: the last hidden states, of the decoder where there is an encoder too."""
+    # Without a cache: with one, positions that start anew would not keep packed texts apart.
+    if not model.config.is_encoder_decoder:
+        found: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+        return found
+    mask_BS = inputs["attention_mask"]
+    read = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_BS).last_hidden_state
+    heard = {"encoder_hidden_states": read, "encoder_attention_mask": mask_BS}
+    found = model.get_decoder()(input_ids=inputs["decoder_input_ids"], **heard, use_cache=False).last_hidden_state
+    return found
 
 
 class TokenLearner(Learner):
@@ -44,8 +60,7 @@ class TokenLearner(Learner):
     def forward(self, *, tokens: Tokens | None = None, **inputs: torch.Tensor) -> Any:
         if tokens is None:
             return self.student(**inputs)
-        # Without a cache: with one, positions that start anew would not keep packed texts apart.
-        hidden_BSD = self.student.base_model(**inputs, use_cache=False).last_hidden_state
+        hidden_BSD = hidden(self.student, inputs)
         hidden_ND = hidden_BSD[tokens.at_2N[0], tokens.at_2N[1]]
         return _tokens.loss(hidden_ND, head(self.student), tokens.teacher, tokens.right_N, tokens.how)
 
@@ -89,9 +104,7 @@ class TokenRows(Rows):
             at = [(i, place) for i, row in enumerate(rows) for place in self.task.places(self.encoded[row])]
         else:
             batch, at = self._pack(rows)
-        right = [
-            self.encoded[row]["input_ids"][place + 1] for row in rows for place in self.task.places(self.encoded[row])
-        ]
+        right = [token for row in rows for token in self.task.right(self.encoded[row])]
         return {**batch, "at": torch.tensor(at).reshape(-1, 2).T, "right": torch.tensor(right, dtype=torch.int64)}
 
     def _pack(self, rows: list[int]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
@@ -185,7 +198,7 @@ def alike(mine: Sequence[Encoded], theirs: Sequence[Encoded], ids: Sequence[int]
 
     def same(one: Encoded, other: Encoded) -> bool:
         told = other["input_ids"] if ids is None else [ids[id] for id in other["input_ids"]]
-        return bool(one["input_ids"] == told and one["learn"] == other["learn"])
+        return bool(one["input_ids"] == told and all(one.get(key) == other.get(key) for key in ("learn", "labels")))
 
     return [same(one, other) for one, other in zip(mine, theirs, strict=True)]
 
@@ -195,10 +208,10 @@ class OnlineTokens(sources.Online):
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> sources.Knowledge:
-        encoded, base = [self.encoded[row] for row in rows], self.teacher.base_model
+        encoded = [self.encoded[row] for row in rows]
         inputs = inputs_of(self.teacher, encoded, self.pad_token_id, self.task.INPUTS)
-        with capture(base, self.names) as captured:
-            hidden_BSD = base(**inputs, use_cache=False).last_hidden_state
+        with capture(self.teacher.base_model, self.names) as captured:
+            hidden_BSD = hidden(self.teacher, inputs)
         found = torch.cat([hidden_BSD[i, self.task.places(one)] for i, one in enumerate(encoded)])
         return {
             WHOLE: _tokens.Dense(found, head(self.teacher)),

@@ -50,6 +50,7 @@ class Writer(Protocol):
 
     suffix: str  # ".gguf", or "" for a folder of files
     extra: str  # pip install 'edgekd[<extra>]'
+    tasks: frozenset[str]  # whose students it writes
     distributions: tuple[str, ...]  # PyPI names of exporter and runtime; their versions enter key and manifest
     accepts: frozenset[str]  # schemes that it carries faithfully
     refuses: Mapping[str, str]  # why not, for the others: half a sentence for the user

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 suffix = ".mlpackage"
 extra = "coreml"
+tasks = frozenset({"text-generation"})
 distributions = ("coremltools", "torch")
 accepts = frozenset({"fp32", "w8", "w4"})
 refuses: Mapping[str, str] = {"w8a8-dynamic": "Core ML computes with float activations here; w8 has the same weights"}

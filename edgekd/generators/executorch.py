@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 suffix = ".pte"
 extra = "executorch"
+tasks = frozenset({"text-generation"})
 distributions = ("executorch", "torch")
 accepts = frozenset({"fp32", "w8", "w4", "w8a8-dynamic"})
 refuses: Mapping[str, str] = {}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 suffix = ".gguf"
 extra = "gguf"
+tasks = frozenset({"text-generation"})
 distributions = ("gguf", "llama-cpp-python")
 accepts = frozenset({"fp32", "w8", "w4"})
 refuses: Mapping[str, str] = {

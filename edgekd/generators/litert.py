@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 suffix = ".litertlm"
 extra = "litert"
+tasks = frozenset({"text-generation"})
 distributions = ("ai-edge-litert", "litert-converter", "litert-lm-builder", "litert-torch", "torch")
 accepts = frozenset({"fp32", "w8", "w4", "w8a8-dynamic"})
 refuses: Mapping[str, str] = {}

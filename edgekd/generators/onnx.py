@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 suffix = ""
 extra = "genai"
+tasks = frozenset({"text-generation"})
 distributions = ("onnxruntime-genai", "onnx")
 accepts = frozenset({"fp32", "w8", "w4"})
 refuses: Mapping[str, str] = {
@@ -287,30 +288,40 @@ def unpacked(bits: int, blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndar
 def numbers(artifact: Path) -> Numbers:
     """Integers and scales of the file's products and of its word table."""
     import onnx
-    from onnx import helper, numpy_helper
 
-    model = onnx.load(artifact / FILE)
-    held = {one.name: one for one in model.graph.initializer}
     shape = read_json(artifact / CONFIG)["model"]["decoder"]
     size = shape["head_size"]
     shared = shape["num_key_value_heads"] * size
     found: Numbers = {}
-    for node in model.graph.node:
-        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
-            continue
-        table = node.op_type == "GatherBlockQuantized"
-        blocks = numpy_helper.to_array(held[node.input[0 if table else 1]])
-        scales = numpy_helper.to_array(held[node.input[2]]).reshape(blocks.shape[:2])
-        bits = next(helper.get_attribute_value(one) for one in node.attribute if one.name == "bits")
-        weight_q, scale_OG = unpacked(bits, blocks, scales)
-        if table:
+    for name, weight_q, scale_OG in held(onnx.load(artifact / FILE).graph):
+        if name == WORDS:
             found[TABLE] = weight_q, scale_OG
-        elif node.input[1] != WORDS:
-            parts = _parts(node.input[1].removesuffix(f".q{bits}"), tied=False)
+        else:
+            parts = _parts(name.rpartition(".q")[0], tied=False)
             cuts = [shape["num_attention_heads"] * size, shape["num_attention_heads"] * size + shared]
             for part, rows in zip(parts, _split(len(weight_q), cuts if len(parts) == 3 else []), strict=True):
                 found[part] = weight_q[rows], scale_OG[rows]
     return found
+
+
+def held(graph: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The name, integers int8 [O, I] and scales float32 [O, G] of every product and table, those in branches too."""
+    from onnx import helper, numpy_helper
+
+    arrays = {one.name: one for one in graph.initializer}
+
+    def read(nodes: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        for node in nodes:
+            told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+            for branch in (told[name] for name in ("then_branch", "else_branch") if name in told):
+                yield from read(branch.node)
+            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                name = node.input[0 if node.op_type == "GatherBlockQuantized" else 1]
+                blocks = numpy_helper.to_array(arrays[name])
+                scales = numpy_helper.to_array(arrays[node.input[2]]).reshape(blocks.shape[:2])
+                yield name, *unpacked(told["bits"], blocks, scales)
+
+    yield from read(graph.node)
 
 
 def _split(rows: int, cuts: Sequence[int]) -> Iterator[slice]:

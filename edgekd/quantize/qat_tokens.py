@@ -173,7 +173,7 @@ def compared(
     for batch in transformers.length_batches([transformers.length(one) for one in encoded], size):
         some = [encoded[i] for i in batch]
         mine, theirs = (_log_probabilities(one, task, some, vocabulary) for one in (model, student))
-        right = [row["input_ids"][i + 1] for row in some for i in task.places(row)]
+        right = [token for row in some for token in task.right(row)]
         at_N1 = torch.tensor(right, dtype=torch.int64, device=mine.device)[:, None]
         of_mine, of_theirs = mine.gather(1, at_N1), theirs.gather(1, at_N1)
         sums += torch.stack(

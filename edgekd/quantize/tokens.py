@@ -69,7 +69,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     if processes.rank() > 0:
         return {}
     save(model, numbers, layers, scheme.name, folder, out)
-    reference_answers = golden(model, prompts(test))
+    asked = sources(test) if model.config.is_encoder_decoder else prompts(test)
+    reference_answers = golden(model, asked)
     write_json(out / GOLDEN, reference_answers)
     answers = transformers.arrays(transformers.predict(model, task, test, 0, size=transformers.at_once(model, limit)))
     save_outputs(out / REFERENCE, answers)
@@ -169,10 +170,11 @@ def _rows(
 
 
 def load_student(folder: Path) -> nn.Module:
-    """The float32 causal language model in ``folder``, in eval mode."""
-    from transformers import AutoModelForCausalLM
+    """The float32 language model in ``folder``, in eval mode."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model: nn.Module = students.load(folder, AutoModelForCausalLM)
+    paired = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    model: nn.Module = students.load(folder, AutoModelForSeq2SeqLM if paired else AutoModelForCausalLM)
     return model.eval().requires_grad_(False)
 
 
@@ -243,13 +245,16 @@ def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
     if scheme.name == "fp32":
         return model
     table, head = ends(model)
+    words = {table.weight}
+    if model.config.is_encoder_decoder:  # each half has a table of its own, or they share one matrix
+        words.add(model.get_decoder().get_input_embeddings().weight)
     width = getattr(model.config, "hidden_size", None)
     for name, module in model.named_modules():
-        if module is table:
+        if isinstance(module, nn.Embedding) and module.weight in words:
             module.__class__ = TokenTable
         elif type(module) is nn.Linear:
             kind = scheme.layer(name, module.in_features, module.out_features, width)
-            tied = module is head and module.weight is table.weight
+            tied = module is head and module.weight in words
             if module is head and (kind.weight_bits < 8 or (tied and kind.weight_bits > 8)):
                 kind = LAYERS["w8"]
             if kind.weight_bits == 32:
@@ -267,11 +272,11 @@ def prepare(model: nn.Module, scheme: Scheme) -> nn.Module:
 def ends(model: nn.Module) -> tuple[nn.Embedding, nn.Module | None]:
     """The word table and the head of a language model; raises BadInput where the table is no plain one."""
     table = model.get_input_embeddings()
-    if not isinstance(table, nn.Embedding):
+    if not isinstance(table, nn.Embedding) or getattr(table, "embed_scale", 1.0) != 1.0:
         raise BadInput(
             f"the word table is a {type(table).__name__}, which cannot be quantized for generation",
             where="distill.student",
-            todo="Leave embedding_size out.",
+            todo="Leave embedding_size out (or, of a BART, take one without scale_embedding).",
         )
     return table, model.get_output_embeddings()
 
@@ -287,10 +292,9 @@ def choose(model: nn.Module, student: nn.Module, scheme: Scheme, how: str, rows:
 def convert(model: nn.Module) -> tuple[nn.Module, Numbers, list[Facts]]:
     """The prepared model with its shipped weights in plain layers (in place), its numbers, and what the manifest says.
 
-    A tied head has the table's numbers; they are not repeated.
+    A tied head has the table's numbers; they are not repeated, nor are those of tables that share a matrix.
     """
-    table, head = ends(model)
-    words = next(name for name, module in model.named_modules() if module is table)
+    first: dict[torch.Tensor, str] = {}
     numbers: Numbers = {}
     layers: list[Facts] = []
     for name, module in model.named_modules():
@@ -298,9 +302,10 @@ def convert(model: nn.Module) -> tuple[nn.Module, Numbers, list[Facts]]:
             continue
         kind = module.kind if isinstance(module, TokenLinear) else LAYERS["w8"]
         facts: Facts = {"name": name, "kind": kind.name, "bits": kind.weight_bits, "group": kind.group}
-        if module is head and module.weight is table.weight:
-            layers.append(facts | {"tied": words})
+        if module.weight in first:
+            layers.append(facts | {"tied": first[module.weight]})
         else:
+            first[module.weight] = name
             weight_q, scale_OG = module.numbers()
             numbers[name] = weight_q.to(torch.int8), scale_OG.clone()
             module.weight.data = dequantized(weight_q, scale_OG)
@@ -368,6 +373,11 @@ def prompts(encoded: Sequence[Mapping[str, Any]], count: int = PROMPTS) -> list[
     return found
 
 
+def sources(encoded: Sequence[Mapping[str, Any]], count: int = PROMPTS) -> list[list[int]]:
+    """Up to ``count`` sources of rows at equal distances: what a model with an encoder is asked."""
+    return [list(encoded[i * len(encoded) // count]["input_ids"]) for i in range(min(count, len(encoded)))]
+
+
 def golden(model: nn.Module, asked: Sequence[Sequence[int]], written: int = WRITTEN) -> Facts:
     """What the model writes greedily after each prompt (an end token does not end it), with the margins to the second.
 
@@ -390,10 +400,17 @@ def golden(model: nn.Module, asked: Sequence[Sequence[int]], written: int = WRIT
 
 @torch.no_grad()
 def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> Iterator[torch.Tensor]:
-    """Logits [V] of each of ``count`` tokens, every one the largest's, with the model's own cache."""
-    ids, cache = torch.tensor([list(prompt)]), None
+    """Logits [V] of each of ``count`` tokens, every one the largest's, with the model's own cache.
+
+    A model with an encoder reads the prompt with it, and writes from where its decoder begins.
+    """
+    ids, cache, name, heard = torch.tensor([list(prompt)]), None, "input_ids", {}
+    if model.config.is_encoder_decoder:
+        mask = torch.ones_like(ids)
+        heard = {"encoder_outputs": model.get_encoder()(input_ids=ids, attention_mask=mask), "attention_mask": mask}
+        ids, name = torch.tensor([[model.config.decoder_start_token_id]]), "decoder_input_ids"
     for _ in range(count):
-        answer = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        answer = model(**{name: ids}, **heard, past_key_values=cache, use_cache=True)
         cache = answer.past_key_values
         logits_V = answer.logits[0, -1].float()
         yield logits_V

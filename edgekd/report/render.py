@@ -40,7 +40,7 @@ def html(document: Document) -> str:
     environment.filters.update(
         percent=percent, count=count, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
     )
-    environment.filters.update(words=words, share=share, faithful=faithful, padding=padding)
+    environment.filters.update(words=words, share=share, faithful=faithful, padding=padding, written=written)
     environment.globals.update(WORDS=WORDS, FLAGS=FLAGS, KEPT=KEPT, told=told, apart=apart, unit=unit, gained=gained)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
@@ -82,8 +82,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def share(name: str, value: float | None) -> str:
-    """A metric other than the headline: calibration error and perplexity as they are, all others in percent."""
-    digits = {"ece": 3, "perplexity": 2}.get(name)
+    """A metric other than the headline: calibration error, perplexity and BLEU as they are, all others in percent."""
+    digits = {"ece": 3, "perplexity": 2, "bleu": 1}.get(name)
     return percent(value) if digits is None or value is None else f"{value:.{digits}f}"
 
 
@@ -92,7 +92,9 @@ def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}"
 
 
+WRITTEN = ("bleu", "rouge_l")  # what is said of texts beside the tokens' likelihood
 METRICS = {"ece": "calibration error", "macro_f1": "macro F1", "span_f1": "span F1", "f1": "F1"}
+METRICS |= {"bleu": "BLEU", "rouge_l": "ROUGE-L"}
 INVERTED = {"likelihood": "perplexity"}  # headlines that people read as one over them
 METRICS |= INVERTED
 
@@ -202,6 +204,16 @@ def faithful(facts: Document | None) -> str:
     if moved["largest"] is not None:
         told.append(f"padding and neighbours move outputs by {percent(moved['largest'], 3)} of their range")
     return "; ".join([*told, f"{size['bytes']:,} of at most {size['limit']:,} bytes"])
+
+
+def written(entry: Document) -> str:
+    """How good the texts are that an artefact writes, and the student's beside them; empty where none were judged."""
+    mine, student = entry["metrics"] or {}, entry["student_metrics"] or {}
+    return "; ".join(
+        f"{words(name)} {share(name, mine[name])}, the student's {share(name, student[name])}"
+        for name in WRITTEN
+        if name in mine and name in student
+    )
 
 
 def padding(entry: Document) -> str:
@@ -426,6 +438,7 @@ def markdown(document: Document) -> str:
     for entry in document["artifacts"]:
         lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
         lines += [f"{_md(entry['name'])}: {faithful(entry['faithful'])}."] if entry["faithful"] else []
+        lines += [f"{_md(entry['name'])}: {written(entry)}."] if written(entry) else []
         lines += [f"{_md(entry['name'])}: {padding(entry)}."] if padding(entry) else []
     lines += [""] if lines[-1] else []
     terms = document["student"]["terms"]

@@ -9,8 +9,12 @@ is in row order. The *output* of a row is a vector [C] or, with ``PER_UNIT``, a 
 (its words): units do not depend on a tokenizer, so outputs of models with different tokenizers can be compared.
 
 A task with ``GENERATES = True`` is a language model's (text generation): its students are taught token by token, and
-exported with a cache by ``edgekd.generators``. It also defines ``places``, ``prompt``, ``distance`` and ``renumbered``,
-and its outputs are per token; see ``text_generation.py``.
+exported with a cache by ``edgekd.generators``. It also defines ``places``, ``right``, ``distance`` and ``renumbered``,
+and its outputs are per token; see ``text_generation.py``. One whose answers are judged as texts has ``written`` (see
+``text2text_generation.py``).
+
+A task may define ``settle(config, folder)``: it writes into a tokenizer's folder what ``encode`` must know of the
+model beside it.
 
 A task may also define ``app_settings(examples) -> dict``: what an app must know beside the labels to answer as
 ``metrics`` does, from the test examples; it stands in a bundle's ``app.json``.

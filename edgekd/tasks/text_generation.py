@@ -191,11 +191,14 @@ def places(encoded: Encoded) -> list[int]:
     return [i - 1 for i, counts in enumerate(encoded["learn"]) if counts]
 
 
+def right(encoded: Encoded) -> list[int]:
+    """The tokens that are learned, [T]."""
+    return [encoded["input_ids"][i + 1] for i in places(encoded)]
+
+
 def take(logits_SV: Any, encoded: Encoded) -> Any:
     """[T, 3] of one row: log-probability of the right token, the likeliest token, the right token."""
-    at = places(encoded)
-    right = [encoded["input_ids"][i + 1] for i in at]
-    return summary(logits_SV[at], right)
+    return summary(logits_SV[places(encoded)], right(encoded))
 
 
 def summary(logits_TV: Any, right: Sequence[int]) -> Any:

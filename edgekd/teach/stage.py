@@ -23,7 +23,7 @@ from edgekd.data.stage import SPLITS, TRANSFER, read_split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe, Term
 from edgekd.tasks._contract import generates
-from edgekd.teach import cache, ensemble, sparse, transformers
+from edgekd.teach import cache, ensemble, sparse, transformers, writing
 from edgekd.teach.knowledge import capture, depth, links
 
 
@@ -33,6 +33,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     data, settings = inputs["data"], recipe.teach
     splits = {name: read_split(data.path, name) for name in (*SPLITS, *TRANSFER)}
     model = transformers.load_teacher(recipe.teacher, task.AUTO_TASK).to(transformers.device())
+    splits |= _rewritten(recipe, task, inputs, model, splits, out)
     members = ensemble.members(settings.members, task, data.facts["labels"], recipe.data.max_length)
     identity = cache.identity(
         task=recipe.task,
@@ -68,6 +69,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         )
     outputs = {name: transformers.arrays(store.read("logits", ids[name])) for name in ("validation", "test")}
     metrics = {name: task.metrics(outputs[name], splits[name]) for name in outputs}
+    processor, pad_token_id = task.processor(data.path / "tokenizer"), data.facts["pad_token_id"]
+    metrics["test"] |= writing.judged(task, model, processor, splits["test"], pad_token_id, recipe.data.max_length)
     return {
         "teacher": {
             "name": recipe.teacher.model,
@@ -87,6 +90,25 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "samples_per_second": made / seconds if made else None,
         "warnings": _warnings(metrics, splits["test"]),
     }
+
+
+def _rewritten(
+    recipe: Recipe, task: Any, inputs: Inputs, model: torch.nn.Module, splits: dict[str, list[Any]], out: Path
+) -> dict[str, list[Any]]:
+    """The rows to learn from with the teacher's own answers as targets, where the recipe asks for them."""
+    learned = {name: splits[name] for name in ("train", *TRANSFER) if splits[name]}
+    if recipe.teach.answers is None:
+        silent = next((name for name in TRANSFER if splits[name] and hasattr(task, "written")), None)
+        if silent:
+            raise BadInput(
+                f"the rows of data.{silent} have no target, and nobody writes one",
+                where="recipe",
+                todo="Set teach.answers: greedy (or beam:4), or leave them out.",
+            )
+        return {}
+    processor, pad_token_id = task.processor(inputs["data"].path / "tokenizer"), inputs["data"].facts["pad_token_id"]
+    told = (recipe.data.max_length, recipe.teach.answers, recipe.teach.batch_size, out, inputs.progress)
+    return writing.rewritten(learned, model, task, processor, pad_token_id, *told)
 
 
 def cache_bytes(recipe: Recipe, task: Any, data: Artifact, model: torch.nn.Module) -> int:
@@ -114,6 +136,12 @@ def _kinds(recipe: Recipe, task: Any, model: torch.nn.Module) -> list[str]:
         if student["model"]:
             own = depth(AutoConfig.from_pretrained(student["model"]))
         kinds |= {theirs for _, theirs in links(Term(**need), own, layers)}
+    if model.config.is_encoder_decoder and any(not sparse.is_kind(one) and one != "logits" for one in kinds):
+        raise BadInput(
+            "layers of an encoder and a decoder are not compared yet",
+            where="distill.losses",
+            todo="Use forward-kl with pool: output.",
+        )
     return sorted(kinds - {"logits"})
 
 

@@ -77,15 +77,17 @@ def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def pad(rows: Sequence[Encoded], pad_token_id: int, names: Sequence[str] = TEXT_INPUTS) -> dict[str, torch.Tensor]:
-    """The model's inputs: ids right-padded to the longest row [B, S] int64, images stacked [B, 3, H, W] float32."""
+    """The model's inputs: ids right-padded to the longest row [B, S] int64, images stacked [B, 3, H, W] float32.
+
+    A decoder's ids are padded to the longest of their own.
+    """
     batch: dict[str, torch.Tensor] = {}
-    longest = max(length(row) for row in rows)
     for name in names:
         if name == "pixel_values":
             batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], np.float32) for row in rows]))
             continue
-        fill = pad_token_id if name == "input_ids" else 0
-        padded = np.full((len(rows), longest), fill, np.int64)
+        fill = pad_token_id if name.endswith("input_ids") else 0
+        padded = np.full((len(rows), max(len(row[name]) for row in rows)), fill, np.int64)
         for i, row in enumerate(rows):
             padded[i, : len(row[name])] = row[name]
         batch[name] = torch.from_numpy(padded)

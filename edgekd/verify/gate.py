@@ -110,6 +110,7 @@ def _numbers(gate: Gate, headline: str, verify: Facts) -> list[Check]:
             note,
         ),
         *_perplexity(gate, verify, rows),
+        *_bleu(gate, verify),
         *_at_most(f"{headline} drop", drop, gate.max_accuracy_drop, f"below the fp32 student {rows}".strip()),
         *_at_least("agreement with the Program", agreement.get("program"), gate.min_program_agreement, rows),
         *_at_least("agreement with the teacher", agreement.get("teacher"), gate.min_teacher_agreement, rows),
@@ -126,6 +127,13 @@ def _perplexity(gate: Gate, verify: Facts, rows: str) -> list[Check]:
     found, student = (verify[name]["perplexity"] for name in ("metrics", "student_metrics"))
     limit = gate.max_perplexity_rise.get(verify["scheme"])
     return _at_most("perplexity rise", found / student - 1, limit, f"above the fp32 student's, a share {rows}".strip())
+
+
+def _bleu(gate: Gate, verify: Facts) -> list[Check]:
+    if "bleu" not in verify["metrics"]:
+        return []
+    drop = verify["student_metrics"]["bleu"] - verify["metrics"]["bleu"]
+    return _at_most("BLEU drop", drop, gate.max_bleu_drop, "points below the fp32 student, of what both write")
 
 
 def _faithful(facts: Facts | None) -> list[Check]:

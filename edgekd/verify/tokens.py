@@ -3,8 +3,9 @@
 Each test row is read in one piece and gives the perplexity. Each golden prompt is continued greedily and compared,
 token by token, with what the Program wrote: where another token comes, the Program's own lead of its token over the
 next says whether that was a tie (a lead of no more than twice the bound of an output) or a difference; the Program's
-token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece. Facts
-have the shape of those of any other artefact; the verdict is ``gate.py``'s.
+token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece; a
+source that an encoder reads must give the same beside longer ones. Some rows are answered, and what was written is
+compared with their targets. Facts have the shape of those of any other artefact; the verdict is ``gate.py``'s.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgekd.data.stage import read_split
 from edgekd.distill import vocabulary
 from edgekd.errors import StepFailed
 from edgekd.outputs import read_outputs, save_outputs
+from edgekd.teach import writing
 from edgekd.teach.answers import has_answers
 from edgekd.teach.cache import read_logits
 from edgekd.verify import faithful
@@ -45,21 +47,28 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     test = read_split(inputs["data"].path, "test")
     rows = spread(len(test), recipe.verify.samples)
     examples = [test[row] for row in rows]
-    encoded = task.encode(task.processor(inputs["quantize"].path / "model"), examples, recipe.data.max_length)
+    processor, limit = task.processor(inputs["quantize"].path / "model"), recipe.data.max_length
+    encoded = task.encode(processor, examples, limit)
+    read = [name for name in task.INPUTS if name.endswith("input_ids")]  # a text; or a source and what is written
     asked = read_json(inputs["quantize"].file("golden.json"))
     scheme = inputs.variant["scheme"]
     session = writer.open_session(inputs["export"].path)
     try:
         outputs = []
         for row, one in zip(rows, encoded, strict=True):
-            outputs.append(task.take(_finite(session.score(one["input_ids"]), f"test row {row + 1}"), one))
+            logits = session.score(*(one[name] for name in read))
+            outputs.append(task.take(_finite(logits, f"test row {row + 1}"), one))
             inputs.progress(len(outputs), len(rows), "rows")
         range_ = float(inputs["quantize"].facts["logit_range"])
         bound = writer.golden_bound(scheme, range_)
         golden = {**_golden(session, asked), "logit_range": range_, "bound": bound}
         golden["passed"] = golden["max_abs_delta"] <= bound
         written = greedy(session, asked, tie=2 * bound)
-        moved = _pieces(session, asked["prompts"], range_)
+        if hasattr(session, "together"):
+            moved = _beside(session, asked, encoded[0]["decoder_input_ids"][0], range_)
+        else:
+            moved = _pieces(session, asked["prompts"], range_)
+        texts = _texts(session, task, processor, test, limit)
         observed = session.observed
     finally:
         session.close()
@@ -75,7 +84,10 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
             compared["teacher"] = [task.renumbered(one, ids) for one in compared["teacher"]]
     compared = {name: [some[row] for row in rows] for name, some in compared.items()}
     told = {name: task.metrics(some, examples) for name, some in compared.items()}
-    metrics = task.metrics(outputs, examples, compared.get("teacher"))
+    metrics = task.metrics(outputs, examples, compared.get("teacher")) | texts
+    for name, parent in (("student", "distill"), ("teacher", "teach")):  # of the same rows
+        if name in told:
+            told[name] |= {key: inputs[parent].facts["metrics"]["test"][key] for key in texts}
     likeliest = task.metrics(outputs, examples, compared["program"])["teacher_agreement"]  # the other as a teacher
     export = inputs["export"].facts
     return {
@@ -94,7 +106,7 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
             "numbers": export["faithful"],
             "invariance": moved,
             "kernels": accelerated(writer, inputs["quantize"].facts["layers"], inputs["export"].path),
-            "size": stored_size(inputs["quantize"], export["size_bytes"]),
+            "size": stored_size(inputs["quantize"], export["size_bytes"] - export.get("twice_bytes", 0)),
         },
         "agreement": {"program": 1 - written["differ"] / written["tokens"]}
         | ({"teacher": metrics["teacher_agreement"]} if "teacher_agreement" in metrics else {}),
@@ -160,6 +172,35 @@ def _pieces(session: Any, prompts: Sequence[Sequence[int]], range_: float) -> Fa
         for token in prompt:
             last = session.feed([token])
         changes.append(float(np.abs(whole - last).max()) / range_)
+    return _moved(changes)
+
+
+def _beside(session: Any, golden: Mapping[str, Any], start: int, range_: float) -> Facts:
+    """Sources alone and padded beside longer ones, and what was written in one piece and token by token."""
+    prompts = golden["prompts"][:8]
+    changes = []
+    for prompt, together, tokens in zip(prompts, session.together(prompts), golden["tokens"], strict=False):
+        session.reset()
+        last = session.feed(prompt)
+        changes.append(float(np.abs(together - last).max()) / range_)
+        for token in tokens:
+            last = session.feed([token])
+        whole = session.score(prompt, [start, *tokens])[-1]
+        changes.append(float(np.abs(whole - last).max()) / range_)
+    return _moved(changes)
+
+
+def _texts(session: Any, task: Any, processor: Any, test: Sequence[Any], limit: int) -> dict[str, float]:
+    """Metrics of the texts that the artefact writes greedily for some test rows; none for a task that judges none."""
+    if not hasattr(task, "written"):
+        return {}
+    rows = [test[row] for row in writing.sample(len(test))]
+    ids = [session.write(one["input_ids"], limit) for one in task.encode(processor, rows, limit)]
+    found: dict[str, float] = task.written(processor.batch_decode(ids, skip_special_tokens=True), rows)
+    return found
+
+
+def _moved(changes: Sequence[float]) -> Facts:
     largest = max(changes)
     quartile = float(np.quantile(changes, 0.75))
     return {

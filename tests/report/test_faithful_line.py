@@ -57,3 +57,11 @@ def test_without_facts_there_is_no_line(run: RunFacts) -> None:
     document = build.document(run)
     assert all(entry["faithful"] is None for entry in document["artifacts"])
     assert "In the file:" not in render.html(document)
+
+
+def test_what_an_artefact_writes_stands_beside_the_students_texts() -> None:
+    entry = {"metrics": {"bleu": 31.24, "rouge_l": 0.5}, "student_metrics": {"bleu": 32.0, "rouge_l": 0.51}}
+    nbsp = render.NBSP
+    told = f"BLEU 31.2, the student's 32.0; ROUGE-L 50.0{nbsp}%, the student's 51.0{nbsp}%"
+    assert render.written(entry) == told
+    assert render.written({"metrics": None, "student_metrics": None}) == ""

@@ -59,6 +59,39 @@ def test_pieces_must_give_what_the_whole_gives() -> None:
     assert moved["passed"] is False and moved["largest"] == pytest.approx(0.2)
 
 
+class Pairs(Script):
+    """A session whose first tokens are a source; ``shift`` is what a neighbour changes."""
+
+    def __init__(self, table: np.ndarray, shift: float = 0.0) -> None:
+        super().__init__(table)
+        self.shift = shift
+
+    def together(self, sources: Sequence[Sequence[int]]) -> np.ndarray:
+        return np.stack([self.table[ids[-1]] + self.shift for ids in sources])
+
+    def score(self, ids: Sequence[int], begins: Sequence[int]) -> np.ndarray:
+        return self.table[list(begins)]
+
+
+def test_a_source_is_read_the_same_beside_others() -> None:
+    assert tokens._beside(Pairs(PROGRAM), GOLDEN, 0, 5.0)["passed"] is True
+    moved = tokens._beside(Pairs(PROGRAM, shift=1.0), GOLDEN, 0, 5.0)
+    assert moved["passed"] is False and moved["largest"] == pytest.approx(0.2)
+    other = Pairs(PROGRAM)
+    other.score = lambda ids, begins: PROGRAM[list(begins)] + 1.0  # type: ignore[method-assign]
+    assert tokens._beside(other, GOLDEN, 0, 5.0)["passed"] is False
+
+
+@pytest.mark.parametrize(("bleu", "verdict"), [(19.5, "pass"), (18.5, "fail")])
+def test_bleu_may_fall_by_what_the_recipe_allows(bleu: float, verdict: str) -> None:
+    settings = Gate(min_teacher_ratio=None, max_accuracy_drop=None, not_larger=False, not_slower=False)
+    made = facts(10.0)
+    made["metrics"]["bleu"], made["student_metrics"]["bleu"] = bleu, 20.0
+    for limit, wanted in ((1.0, verdict), (None, "pass")):
+        asked = settings.model_copy(update={"max_bleu_drop": limit})
+        assert gate.judge(asked, "likelihood", made, {"scheme": "w4", "size_bytes": 1}, None)["verdict"] == wanted
+
+
 def facts(perplexity: float, scheme: str = "w4", differ: int = 0) -> dict[str, Any]:
     metrics = {"likelihood": 1 / perplexity, "perplexity": perplexity}
     return {
