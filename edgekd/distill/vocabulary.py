@@ -21,7 +21,7 @@ from edgekd.errors import BadInput
 
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation)
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))  # the pieces of byte fallback
-COPIED = ("special_tokens_map.json", "chat_template.jinja")  # tokenizer files that name tokens, never ids
+COPIED = ("special_tokens_map.json", "chat_template.jinja", "preprocessor_config.json")  # files without ids
 
 
 @dataclass(frozen=True)
