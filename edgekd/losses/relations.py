@@ -2,8 +2,9 @@
 
 Pure functions of tensors. ``minilm`` relates the tokens of each text; it refuses a number of relation heads that does
 not divide both widths. The others relate the B samples of a batch to each other, each in its own model's space
-(``affinity``: the two halves of its pairs). They depend on which samples share a batch, by definition, and are 0 where a batch is too small to hold a relation (two
-samples for ``similarity``, three for the others); sequence padding never reaches them.
+(``affinity``: the two halves of its pairs). They depend on which samples share a batch, by definition, and are 0 where
+a batch is too small to hold a relation (two samples for ``similarity``, two pairs for ``affinity``, three samples for
+the others); sequence padding never reaches them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Tasks whose student becomes several artefacts: each part has inputs, rows and a model of its own.
 
-Such a task defines ``PARTS`` (part -> its ``INPUTS``) and ``part_of(row)``. Teacher and student are one model and know
-the whole task; from the quantize stage on, a step is of one part, and sees the task as that part does.
+Such a task defines ``PARTS`` (part -> its ``INPUTS``), ``part_of(row)`` and ``file_of(name)`` (the part that a file of
+the processors is for). Teacher and student are one model and know the whole task; from the quantize stage on, a step is
+of one part, and sees the task as that part does.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ def places(task: Any, rows: Sequence[Example]) -> list[int]:
 def mine(task: Any, rows: Sequence[Example]) -> list[Example]:
     """The part's rows."""
     return [rows[place] for place in places(task, rows)]
+
+
+def has(task: Any, file: str) -> bool:
+    """Whether a file of the student's tokenizer or image processor is the part's; a whole task has all."""
+    return not isinstance(task, Part) or task.file_of(file) == task.name
 
 
 def joined(places: Sequence[int], outputs: Sequence[Any], others: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Zero-shot image classification: an image goes where its text is nearest (CLIP; Radford et al. 2021, arXiv:2103.00020).
+"""Zero-shot image classification: an image goes where its text is nearest, by CLIP (Radford et al., arXiv:2103.00020).
 
 A pair of an image and its text becomes two consecutive rows, one for each tower of the model; batches keep them
 together. The output of a row is its embedding, of the length that makes a dot product of an image's and a text's the
@@ -65,6 +65,11 @@ def expand(examples: Sequence[Example], processor: Any, max_length: int) -> list
 def part_of(row: Example) -> str:
     """The tower that a row is for."""
     return "image" if "image" in row else "text"
+
+
+def file_of(name: str) -> str:
+    """The tower that a file of the processors is for."""
+    return "image" if name == _images.PROCESSOR else "text"
 
 
 def sample_text(example: Example) -> str:

@@ -18,8 +18,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 LEGACY_END = 2  # older configurations say so of every tokenizer, and mean the highest id of the text
 
 
+class Whole(nn.Embedding):
+    """A table whose rows are all read for every input: stored as parameters are, not as a table of words."""
+
+
 class Tower(nn.Module):
-    """One part of a dual encoder: ``forward(**inputs)`` gives its states, and as ``pooler_output`` embeddings [B, D]."""
+    """One part of a dual encoder: ``forward(**inputs)`` gives its states and, as ``pooler_output``, [B, D] embeddings.
+
+    Its ``config`` is the tower's own.
+    """
 
     def __init__(self, model: Any, part: str) -> None:
         super().__init__()
@@ -56,7 +63,10 @@ def configs(config: Any) -> dict[str, Any]:
 
 def tower(model: Any, part: str) -> nn.Module:
     """A part of the model, sharing no tensor with it."""
-    return copy.deepcopy(Tower(model, part))
+    made = copy.deepcopy(Tower(model, part))
+    if part == "image":
+        made.body.embeddings.position_embedding.__class__ = Whole
+    return made
 
 
 def _of(model: Any, part: str) -> tuple[nn.Module, nn.Module]:
