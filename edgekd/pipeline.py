@@ -459,7 +459,8 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             for step, made in result.steps.items()
             if step.startswith("quantize-")
         }
-        student = {"student": made for step, made in result.steps.items() if step == "quantize-fp32"}  # in one piece
+        whole = result.steps.get("quantize-fp32")  # none where the student is exported in parts
+        student = {"student": whole} if whole else {}
         parents = {"data": result.steps["data"], **student, **programs, **exports}
         inputs = artifact.Inputs(
             parents=parents,

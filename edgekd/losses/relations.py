@@ -129,13 +129,15 @@ def affinity(student_BD: torch.Tensor, teacher_BE: torch.Tensor) -> torch.Tensor
     Rows 2i and 2i + 1 are the image and the text of pair i; p_i is the softmax of the teacher's logits of image i with
     every text, p^j that of text j with every image, q likewise of the student's. A logit is a dot product: the scale is
     in the embeddings. TinyCLIP's affinity mimicking (Wu et al. 2023, arXiv:2309.12314), CLIP-KD's contrastive
-    relations (Yang et al. 2023, arXiv:2307.12732); widths may differ. Shapes: [B, D], [B, E], B even. Returns a scalar
-    >= 0 in nats.
+    relations (Yang et al. 2023, arXiv:2307.12732); widths may differ. Shapes: [B, D], [B, E]; an odd last row has no
+    partner and does not count. Returns a scalar >= 0 in nats.
     """
+    if len(student_BD) < 2:
+        return 0.0 * student_BD.float().sum()
 
     def logits(x_BD: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x_BD.device.type, enabled=False):
-            return x_BD[::2].float() @ x_BD[1::2].float().T
+            return x_BD[: len(x_BD) // 2 * 2 : 2].float() @ x_BD[1::2].float().T
 
     def divergence(student_PP: torch.Tensor, teacher_PP: torch.Tensor) -> torch.Tensor:
         student, teacher = student_PP.log_softmax(-1), teacher_PP.log_softmax(-1)
