@@ -244,12 +244,7 @@ def _check(recipe: Recipe) -> None:
         raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
-    if _parts.names(registry.load("tasks", recipe.task)) and recipe.bench.verify == "test":
-        raise BadInput(
-            f"bench.verify is test, and the metric of {recipe.task} is one of all its artefacts together",
-            where="recipe",
-            todo="Set it to golden: a device then proves each artefact's embeddings.",
-        )
+    _parts.check(recipe, registry.load("tasks", recipe.task))
     if recipe.distill.losses:
         from edgekd.losses import find
 

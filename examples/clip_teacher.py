@@ -6,8 +6,8 @@
 ``digits.npz`` holds ``x_<split>`` (uint8 images of 8 x 8, 0 to 16) and ``y_<split>`` for train and test, as in
 examples/digits.yaml. A scene is 16 x 16 with a caption ("a three left of a seven", "a nine above a nine"). There are
 200 captions, of which 40 are kept for the test, in other handwriting: no caption of the test was ever trained on.
-The folder becomes the teacher (transformers, tokenizer.json, preprocessor_config.json), with the scenes in its data/. A GPU
-is used where there is one. Prints the teacher's recall on validation and test; a teacher of your own is better.
+The folder becomes the teacher (transformers, tokenizer.json, preprocessor_config.json), with the scenes in its data/.
+A GPU is used where there is one. Prints the teacher's recall on validation and test; a teacher of your own is better.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("digits", type=Path)
     parse.add_argument("out", type=Path)
-    for name, value in {"steps": 3000, "layers": 4, "width": 96, "batch": 64, "scenes": 6400, "seed": 0}.items():
+    for name, value in {"steps": 1600, "layers": 4, "width": 96, "batch": 64, "scenes": 6400, "seed": 0}.items():
         parse.add_argument(f"--{name}", type=int, default=value)
     parse.add_argument("--rate", type=float, default=1e-3)
     asked = parse.parse_args()

@@ -27,13 +27,13 @@ task: zero-shot-image-classification
 teacher: {{model: {folder}/teacher}}
 data: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl, max_length: 24}}
 distill:
-  student: {{layers: 1}}
+  student: {{layers: 1, vocabulary: 1.0}}
   losses: [{{loss: affinity, pool: output}}, {{loss: cosine, pool: output}}]
   epochs: 2
   batch_size: 32
   learning_rate: 2.0e-3
   checkpoint_every: 5
-quantize: {{schemes: [w8a8], steps: 2, evaluate_every: 1, batch_size: 8, calibration_samples: 16}}
+quantize: {{schemes: [w8a8], method: qad, steps: 2, evaluate_every: 1, batch_size: 8, calibration_samples: 16}}
 export: {{targets: {targets}, jobs: 1}}
 verify: {{slow_samples: 12}}
 bench: {{warmup_runs: 1, warmup_seconds: 0, min_runs: 4, min_seconds: 0, blocks: 2, cold_loads: 1}}
@@ -76,6 +76,8 @@ def test_the_plan_has_a_program_and_an_artefact_of_each_part(distilled: pipeline
     asked = distilled.recipe.model_copy(update={"bench": distilled.recipe.bench.model_copy(update={"verify": "test"})})
     with pytest.raises(BadInput, match="one of all its artefacts together"):
         pipeline.steps(asked)
+    with pytest.raises(BadInput, match="cannot be set for two towers"):
+        pipeline.steps(recipe.parse(recipe.dump(distilled.recipe), overrides=["distill.student.heads=2"]))
 
 
 def test_the_teacher_is_asked_once_about_every_image_and_every_text(distilled: pipeline.Result) -> None:
@@ -99,6 +101,7 @@ def test_the_teacher_is_asked_once_about_every_image_and_every_text(distilled: p
     assert (found[0] @ found[1]).item() == pytest.approx(logit.item(), rel=1e-4)
     student = distilled.facts("distill-student") or {}
     assert {term["name"] for term in student["terms"]} == {"hard", "affinity", "cosine"}
+    assert student["vocabulary"]["same"] > 0.9 and student["vocabulary"]["kept"] <= student["vocabulary"]["of"]
     assert student["shape"]["image_layers"] == student["shape"]["text_layers"] == 1
     assert student["metrics"]["test"]["teacher_agreement"] >= 0
 

@@ -28,6 +28,7 @@ from torch import nn
 from edgekd.distill import pruning
 from edgekd.errors import BadInput
 from edgekd.recipe import Student
+from edgekd.tasks import _parts
 from edgekd.teach import dual
 
 EMBEDDING_STD = 0.05  # scale of a reduced embedding table; a LayerNorm follows it
@@ -81,13 +82,7 @@ def make(
 
 def _dual(shape: Student, source: Any, kept: Sequence[int] | None, max_positions: int | None) -> nn.Module:
     """A dual encoder whose towers are made alike; what lies behind them is the source's."""
-    for name in ONE_WIDTH:
-        if getattr(shape, name) not in (None, "none"):
-            raise BadInput(
-                f"distill.student.{name} cannot be set for two towers, each of which has a width of its own",
-                where="recipe",
-                todo="Set layers, or distill.student.model to a narrower model.",
-            )
+    _parts.check_shape(shape)
     student = copy.deepcopy(source).requires_grad_(True)
     for part, kept_ids in (("vision", None), ("text", kept)):
         tower = getattr(source, f"{part}_model")
@@ -95,6 +90,8 @@ def _dual(shape: Student, source: Any, kept: Sequence[int] | None, max_positions
         made = _made(shape, tower, fresh, kept_ids, None, max_positions)
         setattr(student, f"{part}_model", made)
         setattr(student.config, f"{part}_config", made.config)
+    if source.config.text_config.eos_token_id == dual.LEGACY_END:  # it names no token: ids keep their order
+        student.config.text_config.eos_token_id = student.text_model.eos_token_id = dual.LEGACY_END
     return student
 
 
@@ -283,7 +280,6 @@ def _flops(model: Any, tokens: int) -> int:
     return counter.get_total_flops()
 
 
-ONE_WIDTH = ("hidden_size", "heads", "intermediate_size", "embedding_size", "prune")
 DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

@@ -12,12 +12,43 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import BadInput
+from edgekd.recipe import Recipe, Student
 from edgekd.tasks._contract import Encoded, Example
+
+ONE_WIDTH = ("hidden_size", "heads", "intermediate_size", "embedding_size", "prune")
 
 
 def names(task: Any) -> tuple[str, ...]:
     """The parts of a task in its order; none of most."""
     return tuple(getattr(task, "PARTS", ()))
+
+
+def check(recipe: Recipe, task: Any) -> None:
+    """Refuse what a student of several artefacts cannot have; raises BadInput."""
+    if not names(task):
+        return
+    check_shape(recipe.distill.student)
+    if recipe.tune.against == "latency":
+        raise BadInput(
+            "the latency of several artefacts is no one number", where="tune.against", todo="Set it to size."
+        )
+    if recipe.bench.verify == "test":
+        raise BadInput(
+            f"bench.verify is test, and the metric of {recipe.task} is one of all its artefacts together",
+            where="recipe",
+            todo="Set it to golden: a device then proves each artefact's embeddings.",
+        )
+
+
+def check_shape(shape: Student) -> None:
+    """Refuse a width: one number cannot name those of several parts."""
+    for name in ONE_WIDTH:
+        if getattr(shape, name) not in (None, "none"):
+            raise BadInput(
+                f"distill.student.{name} cannot be set for two towers, each of which has a width of its own",
+                where="recipe",
+                todo="Set layers, or distill.student.model to a narrower model.",
+            )
 
 
 class Part:

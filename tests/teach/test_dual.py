@@ -16,6 +16,8 @@ from edgekd.teach import dual, transformers
 
 TEXTS = ["red at the top", "a longer text about something green at the left", "blue"]
 
+KEPT = [0, 1, *range(4, 290, 2)]  # of a trimmed vocabulary
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,17 +87,17 @@ def test_a_text_does_not_see_its_padding(folder: Path) -> None:
 
 def test_a_student_has_fewer_layers_in_both_towers_and_all_else_of_its_teacher(folder: Path, tmp_path: Path) -> None:
     teacher = loaded(folder).requires_grad_(False)
-    made = student.make(Student(layers=1, take="last"), teacher, dual.CLIPModel, 0, kept=[*range(0, 290, 2)])
+    made = student.make(Student(layers=1, take="last"), teacher, dual.CLIPModel, 0, kept=KEPT)
     assert all(parameter.requires_grad for parameter in made.parameters())
     state = teacher.state_dict()
     assert torch.equal(
         made.text_model.embeddings.token_embedding.weight,
-        state["text_model.embeddings.token_embedding.weight"][0:290:2],
+        state["text_model.embeddings.token_embedding.weight"][KEPT],
     )
     for name, value in made.state_dict().items():
         if "token_embedding" not in name:
             assert torch.equal(value, state[name.replace("layers.0", "layers.1")]), name
-    assert made.config.text_config.vocab_size == 145 and made.config.text_config.bos_token_id == 0
+    assert (made.config.text_config.vocab_size, made.config.text_config.eos_token_id) == (len(KEPT), 1)
     assert student.shape_of(made.config)["image_layers"] == student.shape_of(made.config)["text_layers"] == 1
     made.save_pretrained(tmp_path)
     from transformers import CLIPModel
@@ -106,6 +108,17 @@ def test_a_student_has_fewer_layers_in_both_towers_and_all_else_of_its_teacher(f
     with torch.no_grad():
         made.logit_scale.zero_()  # nothing is shared
     assert teacher.logit_scale.item() > 1
+
+
+def test_a_trimmed_vocabulary_keeps_the_end_of_text_that_old_configurations_mean(folder: Path) -> None:
+    teacher = loaded(folder)
+    teacher.config.text_config.eos_token_id = teacher.text_model.eos_token_id = dual.LEGACY_END
+    made = student.make(Student(layers=2), teacher, dual.CLIPModel, 0, kept=KEPT).eval()
+    ids = torch.tensor([[1, 4, 8, 288, 288], [1, 9, 100, 6, 288]])
+    ids -= ids % 2 * (ids > 1).long()  # kept ones
+    with torch.no_grad():
+        short = torch.tensor([[KEPT.index(one) for one in row] for row in ids.tolist()])
+        torch.testing.assert_close(made(input_ids=short).pooler_output, teacher(input_ids=ids).pooler_output)
 
 
 @pytest.mark.parametrize("shape", [{"hidden_size": 16}, {"heads": 2}, {"prune": "importance"}, {"embedding_size": 8}])
