@@ -12,6 +12,8 @@ A task with ``GENERATES = True`` is a language model's (text generation): its st
 exported with a cache by ``edgekd.generators``. It also defines ``places``, ``prompt`` and ``distance``, and its outputs
 are per token; see ``text_generation.py``.
 
+A task with ``PARTS`` has a student of several artefacts (the towers of a dual encoder): see ``_parts.py``.
+
 A task may also define ``app_settings(examples) -> dict``: what an app must know beside the labels to answer as
 ``metrics`` does, from the test examples; it stands in a bundle's ``app.json``.
 """
