@@ -53,16 +53,15 @@ def explain(
     recipe: Recipe, folder: Path, name: str, *, bisect: bool, progress: Callable[[str], None] = lambda text: None
 ) -> list[Finding]:
     """Findings about one artefact of a run, the most telling first."""
-    if generates(registry.load("tasks", recipe.task)):
+    writes = generates(registry.load("tasks", recipe.task))
+    if writes and bisect:
         raise BadInput(
-            "students that write text are not explained yet",
-            where=name,
-            todo="The report tells what was verified; a session's `observed` names the runtime and its caveats.",
+            "the layers of a student that writes text cannot be cut apart", where=name, todo="Leave out --bisect."
         )
     steps = pipeline.finished(recipe, folder).steps
     export, verify = steps[f"export-{name}"], steps.get(f"verify-{name}")
     target = export.facts["target"]
-    module = registry.load("targets", target)
+    module = registry.load("generators" if writes else "targets", target)
     findings = [Finding("file", f"{export.facts['size_bytes']:,} bytes")]
     if verify is None:
         findings.append(Finding("verified", "no", "`edgekd verify` opens it on its own runtime."))
@@ -113,6 +112,9 @@ def _verified(facts: Facts) -> list[Finding]:
         advice = "" if near else "Not only near-ties differ: `--bisect` names the first layer that does."
         value = f"lead of at most {parity['largest_margin']:.3g} (median of all answers {parity['median_margin']:.3g})"
         found.append(Finding("answers that differ", value, advice))
+    if written := facts.get("written"):
+        value = f"{written['differ']} of {written['tokens']} differ, {written['ties']} are ties"
+        found.append(Finding("tokens written after the golden prompts", value))
     found += [Finding("caveat", str(caveat)) for caveat in runtime.get("caveats", [])]
     return found
 

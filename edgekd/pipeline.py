@@ -101,7 +101,7 @@ GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
     QUANTIZE: replace(QUANTIZE, run="edgekd.quantize.tokens:run", version=1),
     EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
-    VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=1, reads=("task", "data.max_length", "verify")),
+    VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
     BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
 }
 

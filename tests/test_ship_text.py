@@ -112,3 +112,7 @@ def test_it_ships(folder: Path, taught: str, tmp_path: Path, edgekd: Any) -> Non
         assert {row["length"] for row in one["latencies"]} == {"prompt of 16", "prompt of 128", "writing"}
     assert ("perplexity" in report["teacher"]["metrics"]) == (taught == "model")
     assert (tmp_path / "run" / "report.html").is_file()
+    told = edgekd("explain", tmp_path / "run", "onnx-w4", "--json", "--quiet").json["artefacts"]["onnx-w4"]
+    found = {row["what"]: row["value"] for row in told}
+    assert found["numbers of the Program in the file"] == "all"
+    assert "0 of 640 differ" in found["tokens written after the golden prompts"]

@@ -74,6 +74,8 @@ class Writer(Protocol):
         """Open the artefact in this folder."""
         ...
 
+    # optional: kernels(artifact) -> Facts, the layers that the runtime runs in integers and in floats; as a target's
+
     def numbers(self, artifact: Path) -> Numbers:
         """Integers and scales as the file holds them, by the Program's names; a tied head is not repeated."""
         ...

@@ -261,6 +261,11 @@ class _File:
 # The runtime.
 
 
+def kernels(artifact: Path) -> Facts:
+    """See ``targets/executorch.py``: the file's XNNPACK graphs, by the types of input and weight."""
+    return target.kernels_of((artifact / FILE).read_bytes())
+
+
 def golden_bound(scheme: str, logit_range: float) -> float:
     """Floats, and ``w8`` whose activations are floats: 0.01 % of the range, sums in another order.
 

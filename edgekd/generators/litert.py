@@ -23,6 +23,7 @@ from edgekd.errors import StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
+from edgekd.targets import litert as target
 from edgekd.targets._litert_passes import lift_weights, merge, parsed, store_weights
 
 if TYPE_CHECKING:
@@ -269,6 +270,11 @@ def numbers(artifact: Path) -> Numbers:
 
 
 # The runtime.
+
+
+def kernels(artifact: Path) -> Facts:
+    """See ``targets/litert.py``; of the graph that writes one token."""
+    return target.kernels_of(model_of(artifact))
 
 
 def golden_bound(scheme: str, logit_range: float) -> float:

@@ -40,7 +40,7 @@ def html(document: Document) -> str:
         percent=percent, count=count, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
     )
     environment.filters.update(words=words, share=share, faithful=faithful, padding=padding)
-    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS)
+    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS, told=told, apart=apart, unit=unit, gained=gained)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
     page = environment.get_template("template.html.j2")
@@ -91,6 +91,35 @@ def count(value: int | None) -> str:
 
 
 METRICS = {"ece": "calibration error", "macro_f1": "macro F1", "span_f1": "span F1", "f1": "F1"}
+INVERTED = {"likelihood": "perplexity"}  # headlines that people read as one over them
+METRICS |= INVERTED
+
+
+def told(name: str, value: float | None) -> str:
+    """A headline metric for people: a share in percent, a likelihood as perplexity."""
+    return f"{1 / value:.2f}" if name in INVERTED and value else percent(value)
+
+
+def apart(name: str, value: float, reference: float) -> str:
+    """How far a headline is from another: percentage points of a share, the rise of a perplexity in percent."""
+    if name not in INVERTED:
+        return points(value - reference)
+    return f"{points(reference / value - 1)}{NBSP}%" if value else DASH
+
+
+def height(name: str, value: float) -> float:
+    """Where a headline stands in a plot."""
+    return 1 / value if name in INVERTED else 100 * value
+
+
+def axis(name: str) -> str:
+    """What a plot's axis says of a headline."""
+    return f"{words(name)} (lower is better)" if name in INVERTED else f"{words(name)} in % (higher is better)"
+
+
+def unit(name: str) -> str:
+    """What ``apart`` counts in, as a table's head says it."""
+    return "rise over" if name in INVERTED else "points to"
 
 
 def words(name: str) -> str:
@@ -101,7 +130,7 @@ def words(name: str) -> str:
 def other_metrics(document: Document) -> list[str]:
     """Metrics of teacher and student beside the headline, in the task's order."""
     known = [name for kind in ("teacher", "student") for name in document[kind]["metrics"]]
-    skipped = {document["headline"], "teacher_agreement"}
+    skipped = {document["headline"], INVERTED.get(document["headline"]), "teacher_agreement"}
     return [name for name in dict.fromkeys(known) if name not in skipped and not name.endswith("_ci")]
 
 
@@ -177,23 +206,33 @@ def drop(document: Document, entry: Document) -> float | None:
     return float(entry["metrics"][name] - entry["student_metrics"][name])
 
 
+def gained(document: Document) -> str:
+    """What the teacher added over the same student without it, in words."""
+    name, gain = document["headline"], document["gain"]
+    if name not in INVERTED:
+        return f"{points(gain['value'])} points of {words(name)}"
+    student = document["student"]["metrics"][name]
+    return f"{apart(name, student, student - gain['value'])} of {words(name)}"
+
+
 def cards(document: Document) -> list[dict[str, str]]:
     """The few numbers on top: ``{"label", "value", "note"}``."""
     name = document["headline"]
     teacher, student = document["teacher"], document["student"]
     goal = teacher["metrics"].get(name)  # an endpoint has none
     kept = student["metrics"][name] / goal if goal else None
+    likelihood = f" {name}" if name in INVERTED else ""
     found = [
         {
             "label": f"{words(name)}, teacher to student",
-            "value": f"{percent(goal)} → {percent(student['metrics'][name])}",
-            "note": f"{percent(kept)} of the teacher's kept" if kept is not None else "",
+            "value": f"{told(name, goal)} → {told(name, student['metrics'][name])}",
+            "note": f"{percent(kept)} of the teacher's{likelihood} kept" if kept is not None else "",
         }
     ]
     gain = document["gain"]
     if gain:
         interval = f"95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])}" if gain["ci"] else ""
-        found.append({"label": "what the teacher added", "value": f"{points(gain['value'])} points", "note": interval})
+        found.append({"label": "what the teacher added", "value": gained(document), "note": interval})
     good = [entry for entry in document["artifacts"] if entry["verdict"] == "pass"]
     if good and teacher["size_bytes"]:
         small = min(good, key=lambda entry: entry["size_bytes"])
@@ -243,13 +282,13 @@ def _plots(document: Document) -> dict[str, str]:
         low, high = entry["metrics"].get("accuracy_ci", (None, None)) if name == "accuracy" else (None, None)
         return plots.Point(
             x=x,
-            y=100 * entry["metrics"][name],
+            y=height(name, entry["metrics"][name]),
             name=entry["name"],
             group=colours[entry["target"]],
             shape=shapes[entry["scheme"]],
             low=None if low is None else 100 * low,
             high=None if high is None else 100 * high,
-            detail=f"{percent(entry['metrics'][name])} at {number(x)} {unit}",
+            detail=f"{told(name, entry['metrics'][name])} at {number(x)} {unit}",
         )
 
     timed = [point(entry, entry["latency"]["p50_ms"], "ms") for entry in verified if entry["latency"]]
@@ -261,21 +300,21 @@ def _plots(document: Document) -> dict[str, str]:
             timed,
             title=f"{label} against latency",
             x_label="median latency in ms (lower is better)",
-            y_label=f"{label} in % (higher is better)",
+            y_label=axis(name),
             least=2,
         ),
         "size": plots.scatter(
             sized,
             title=f"{label} against size",
             x_label="file size in MB (lower is better)",
-            y_label=f"{label} in % (higher is better)",
+            y_label=axis(name),
             least=2,
         ),
         "validation": plots.lines(
-            [plots.Line([[s, 100 * v] for s, v in curves[kind]["validation"]], kind, n) for kind, n in kinds],
+            [plots.Line([[s, height(name, v)] for s, v in curves[kind]["validation"]], kind, n) for kind, n in kinds],
             title=f"validation {label} while training",
             x_label="step",
-            y_label=f"validation {label} in %",
+            y_label=f"validation {axis(name)}",
         ),
         "loss": plots.lines(
             [plots.Line(curves[kind]["loss"], kind, n) for kind, n in kinds],
@@ -313,7 +352,7 @@ def _table(document: Document) -> tuple[list[str], list[list[str]]]:
                 entry["name"],
                 WORDS[entry["verdict"]] if "verdict" in entry else "",
                 _with_margin(metrics, name),
-                points(metrics[name] - goal_here) if judged else "",
+                apart(name, metrics[name], goal_here) if judged else "",
                 percent(metrics.get("teacher_agreement")) if "teacher_agreement" in metrics else "",
                 megabytes(entry["size_bytes"]),
                 number(timed.get("p50_ms")).replace("-", DASH),
@@ -329,7 +368,7 @@ def _with_margin(metrics: Mapping[str, Any], name: str) -> str:
     if name not in metrics:
         return DASH
     bounds = metrics.get(f"{name}_ci")
-    return percent(metrics[name]) + (f" ±{(bounds[1] - bounds[0]) * 50:.1f}" if bounds else "")
+    return told(name, metrics[name]) + (f" ±{(bounds[1] - bounds[0]) * 50:.1f}" if bounds else "")
 
 
 def console(document: Document) -> tuple[list[str], list[list[str]]]:
@@ -353,7 +392,7 @@ def markdown(document: Document) -> str:
         *_md_table(
             ["model", words(name), "parameters", "MB"],
             [
-                [kind, percent(one["metrics"].get(name)), count(one["parameters"]), megabytes(one["size_bytes"])]
+                [kind, told(name, one["metrics"].get(name)), count(one["parameters"]), megabytes(one["size_bytes"])]
                 for kind in ("teacher", "student", "baseline")
                 if (one := document[kind])
             ],
@@ -374,7 +413,7 @@ def markdown(document: Document) -> str:
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""
-        lines += [f"The teacher added {points(gain['value'])} points of {words(name)}{interval}.", ""]
+        lines += [f"The teacher added {gained(document)}{interval}.", ""]
     timed = next((entry["latency"] for entry in document["artifacts"] if entry["latency"]), None)
     if timed:
         threads = f"{timed['threads']} thread{'s' if timed['threads'] != 1 else ''}"

@@ -336,10 +336,14 @@ def kernels(artifact: Path) -> Facts:
     an integer kernel. A matrix product outside the delegate is portable float code. The file is read by the ``flatc``
     and the schemas that the package brings: importing its exporter would take longer than all other checks.
     """
+    return kernels_of((artifact / f"model{suffix}").read_bytes())
+
+
+def kernels_of(content: bytes) -> Facts:
+    """``kernels`` of the content of a ``.pte`` file."""
     import struct
 
-    file, home = artifact / f"model{suffix}", Path(require("executorch", extra).__path__[0])
-    content = file.read_bytes()
+    home = Path(require("executorch", extra).__path__[0])
     extended = content[8:12] == b"eh00"  # then sizes follow: of the graph, and where the segments begin
     program_size, segments_begin = struct.unpack_from("<QQ", content, 16) if extended else (len(content), 0)
     program = as_json(home, "exir/_serialize/program.fbs", content[:program_size])

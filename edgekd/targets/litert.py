@@ -415,11 +415,11 @@ def kernels(artifact: Path) -> Facts:
     ``names`` say who runs a layer. Of several lengths, the one with the fewest integer layers.
     """
     content = (artifact / f"model{suffix}").read_bytes()
-    return min((_kernels(one) for one in separate(content)), key=lambda facts: facts["integer"])
+    return min((kernels_of(one) for one in separate(content)), key=lambda facts: facts["integer"])
 
 
-def _kernels(content: bytes) -> Facts:
-    """``kernels`` of a file of one graph: the interpreter lists the operators of no other than the first.
+def kernels_of(content: bytes) -> Facts:
+    """``kernels`` of one file's content: the interpreter lists the operators of no graph but the first.
 
     It lists those that a delegate took beside the delegate, whose partition is what lies between its inputs and
     outputs.

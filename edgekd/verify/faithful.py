@@ -263,7 +263,12 @@ def accelerated(program: torch.export.ExportedProgram, target: Any, artifact: Pa
     ``accelerated`` is false where fewer layers than that run in integers: it would be a float artefact with the
     errors of an integer one. It is None where nothing has to (a float or weight-only Program), or nothing can be told.
     """
-    tell, wanted = getattr(target, "kernels", None), integer_layers(program)
+    return kernels_of(target, integer_layers(program), artifact)
+
+
+def kernels_of(target: Any, wanted: int, artifact: Path) -> Facts:
+    """``accelerated`` of a Program with so many layers of integer activations."""
+    tell = getattr(target, "kernels", None)
     facts: Facts = {"integer": None, "float": None, "how": None, "names": {}, "why": "the target does not tell"}
     if tell is not None:
         facts = tell(artifact)

@@ -23,6 +23,7 @@ from edgekd.errors import StepFailed
 from edgekd.outputs import read_outputs, save_outputs
 from edgekd.teach.answers import has_answers
 from edgekd.teach.cache import read_logits
+from edgekd.verify import faithful
 from edgekd.verify.stage import OUTPUTS, spread
 
 # Between one piece and many: other kernels multiply a matrix and a vector. A share of the outputs' range.
@@ -88,7 +89,7 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         "faithful": {
             "numbers": export["faithful"],
             "invariance": moved,
-            "kernels": {"wanted": 0, "integer": 0, "accelerated": None, "how": ""},
+            "kernels": accelerated(writer, inputs["quantize"].facts["layers"], inputs["export"].path),
             "size": stored_size(inputs["quantize"], export["size_bytes"]),
         },
         "agreement": {"program": 1 - written["differ"] / written["tokens"]}
@@ -164,6 +165,12 @@ def _pieces(session: Any, prompts: Sequence[Sequence[int]], range_: float) -> Fa
         "quartile_bound": PIECES,
         "passed": largest <= PIECES,
     }
+
+
+def accelerated(writer: Any, layers: Sequence[Facts], artifact: Path) -> Facts:
+    """Integer kernels, as ``faithful.kernels_of`` says it: wanted is each product whose activations are int8 too."""
+    dynamic = sum(layer["kind"] == "w8a8-dynamic" for layer in layers)
+    return faithful.kernels_of(writer, dynamic, artifact)
 
 
 def stored_size(program: Any, size_bytes: int) -> Facts:

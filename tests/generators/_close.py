@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from edgekd.artifact import read_json
 from edgekd.quantize import tokens
+from edgekd.verify.tokens import accelerated
 
 
 def close(writer: Any, session: Any, made: Path, scheme: str) -> None:
@@ -30,3 +33,10 @@ def close(writer: Any, session: Any, made: Path, scheme: str) -> None:
                 assert margin <= 2 * bound
                 break
             logits = session.feed([token])
+
+
+def integers(writer: Any, artifact: Path, made: Path, wanted: int) -> None:
+    """As many layers of int8 tokens as there are, and the runtime multiplies integers in all of them."""
+    with safe_open(made / tokens.NUMBERS, "np") as file:
+        kernels = accelerated(writer, json.loads(file.metadata()["layers"]), artifact)
+    assert kernels["wanted"] == wanted and kernels["accelerated"] is (True if wanted else None)

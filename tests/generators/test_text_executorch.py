@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _close import close
+from _close import close, integers
 from _language import model_of, program, student
 
 from edgekd.artifact import read_json
@@ -78,6 +78,7 @@ def test_artifact_holds_the_program_and_answers_as_it(kind: str, scheme: str, tm
     assert session.observed["threads"] == 1 and session.observed["max_length"] == 64
     assert session.observed["caveats"] == ([writer.TOKENS] if scheme == "w4" else [])
     close(writer, session, made, scheme)
+    integers(writer, artifact, made, wanted=15 if scheme == "w8a8-dynamic" else 0)  # seven in each layer, and the head
     session.reset()
     with pytest.raises(BadInput, match="65 tokens"):
         session.feed([1] * 65)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _close import close
+from _close import close, integers
 from _language import program, student
 
 from edgekd.artifact import read_json
@@ -50,6 +50,7 @@ def test_artifact_holds_the_program_and_answers_as_it(kind: str, scheme: str, la
     golden = read_json(made / "golden.json")
     session.score(golden["prompts"][0])  # what it knows is forgotten
     close(writer, session, made, scheme)
+    integers(writer, artifact, made, wanted=15 if scheme == "w8a8-dynamic" else 0)  # seven in each layer, and the head
     session.reset()
     ids = [*golden["prompts"][0], *golden["tokens"][0]][:20]
     pieces = session.feed(ids)  # 16 of them at once, then 3 and the last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -203,6 +204,21 @@ def test_other_tasks_are_shown_by_their_own_metric(
     markdown = render.markdown(found)
     assert f"| {said} |" in markdown and "accuracy" not in markdown
     assert page.tags.count("svg") >= 4  # the learning curves too
+
+
+def test_a_likelihood_reads_as_perplexity(run: RunFacts, of_another_task: Any) -> None:
+    found = build.document(of_another_task(run, "likelihood", "p50"))
+    found["teacher"]["metrics"]["likelihood"], found["student"]["metrics"]["likelihood"] = 0.1, 0.08
+    found["gain"]["value"] = 0.08 - 0.0625  # the student without a teacher: perplexity 16
+    for entry in found["artifacts"]:
+        if entry["metrics"]:
+            entry["metrics"]["likelihood"], entry["student_metrics"]["likelihood"] = 0.0784, 0.08
+    page = " ".join(html.unescape(re.sub("<[^>]+>", " ", render.html(found))).replace("\u00a0", " ").split())
+    assert "80.0 % of the teacher's likelihood kept" in page
+    assert "perplexity, teacher to student 10.00 → 12.50" in page and "rise over float student" in page
+    assert "12.76 +2.0 %" in page and "The teacher added -21.9 % of perplexity" in page  # 12.5 / 16 - 1
+    markdown = render.markdown(found).replace("\u00a0", " ")
+    assert "| student | 12.50 |" in markdown and "added -21.9 % of perplexity" in markdown
 
 
 def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: Any) -> None:
