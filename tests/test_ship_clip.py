@@ -106,6 +106,24 @@ def test_the_teacher_is_asked_once_about_every_image_and_every_text(distilled: p
     assert student["metrics"]["test"]["teacher_agreement"] >= 0
 
 
+def test_a_student_of_its_own_with_narrower_embeddings_learns_through_a_projection(
+    distilled: pipeline.Result, tmp_path: Path
+) -> None:
+    """Its tokenizer and image processor are its own too; the projection is not shipped."""
+    write_clip(tmp_path / "small", ["red at the top", "blue"], width=16, projection_dim=12)
+    sets = [f"distill.student={{model: {tmp_path / 'small'}}}", "distill.max_steps=5", "distill.baseline=false"]
+    made = recipe.parse(recipe.dump(distilled.recipe), overrides=sets)
+    result = pipeline.run(made, distilled.folder, until="distill")
+    assert result.made == ["distill-student"]
+    facts, model = result.facts("distill-student") or {}, result.steps["distill-student"].path / "model"
+    assert {"preprocessor_config.json", "tokenizer.json", "model.safetensors"} <= {p.name for p in model.iterdir()}
+    assert facts["shape"]["image_hidden_size"] == 16 and facts["terms"][2]["value"] > 0
+    from transformers import CLIPModel
+
+    assert CLIPModel.from_pretrained(model).visual_projection.out_features == 12
+    assert len(read_outputs(result.steps["distill-student"].file("test_logits.safetensors"))[0]) == 12
+
+
 def test_the_text_tower_comes_out_alone_and_is_scored_with_the_students_images(distilled: pipeline.Result) -> None:
     planned = {step.id: step for step in pipeline.steps(distilled.recipe)}
     program = sealed(distilled, quantizing.run, pipeline.QUANTIZE, planned["quantize-text-w8a8"])
