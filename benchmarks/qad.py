@@ -5,7 +5,8 @@
 Each seed draws its calibration rows; ``ptq`` stops there, ``qad`` goes on from it, so the two are paired. Nothing of
 the test split is used to choose a checkpoint. Printed, by scheme: KL to the float student, mean |logit difference|,
 share of equal answers, and the task's own metric, each as the mean over seeds, and the difference of the pairs with
-its 95 % t-interval. Models run in PyTorch with the Program's numbers.
+its 95 % t-interval. Models run in PyTorch with the Program's numbers. Of a student that writes text: KL of its tokens,
+and its perplexity with the rise above the float student's.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 from gain import interval
 
 from edgekd import pipeline, recipe, registry
-from edgekd.artifact import Inputs
+from edgekd.artifact import Facts, Inputs
 from edgekd.data.stage import read_split
 from edgekd.distill import student as students
+from edgekd.quantize import qat_tokens, stage, tokens
 from edgekd.quantize import scheme as schemes
-from edgekd.quantize import stage
+from edgekd.tasks._contract import generates
 from edgekd.teach import transformers
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     result = pipeline.run(loaded, asked.run_dir, until="distill")
     if result.failures:
         raise SystemExit(next(iter(result.failures.values())).line())
-    judge = Judge(loaded, result)
+    judge = (TokenJudge if generates(registry.load("tasks", loaded.task)) else Judge)(loaded, result)
     rows = []
     for scheme in asked.schemes:
         pairs = []
@@ -71,23 +73,53 @@ class Judge:
         self.processor = self.task.processor(folder)
         self.test = read_split(self.parents["data"].path, "test")
         self.encoded = self.task.encode(self.processor, self.test, loaded.data.max_length)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What is needed once."""
         self.goal = transformers.predict(self.student, self.task, self.encoded, self.pad_token_id)
 
     def __call__(self, scheme: str, seed: int, method: str) -> dict[str, float]:
         """How far one Program is from the student."""
-        settings, task = self.loaded.quantize.model_copy(update={"method": method}), self.task
+        settings = self.loaded.quantize.model_copy(update={"method": method})
         own = self.loaded.model_copy(update={"seed": seed, "quantize": settings})
-        wanted, inputs = schemes.get(scheme, settings), Inputs(parents=self.parents, variant={"scheme": scheme})
+        inputs = Inputs(parents=self.parents, variant={"scheme": scheme})
         with tempfile.TemporaryDirectory() as folder:
-            model, facts = stage.quantized(
-                own, inputs, task, self.student, self.processor, self.pad_token_id, wanted, Path(folder)
-            )
-        found = transformers.predict(model, task, self.encoded, self.pad_token_id)
-        return {
-            **stage.compared(task, found, self.goal),
-            task.HEADLINE: task.metrics(transformers.arrays(found), self.test)[task.HEADLINE],
-            "step": float(facts["chosen_step"]),
-        }
+            model, facts = self.quantized(own, inputs, scheme, Path(folder))
+        return {**self.compared(model), "step": float(facts["chosen_step"])}
+
+    def quantized(self, own: recipe.Recipe, inputs: Inputs, scheme: str, scratch: Path) -> tuple[Any, Facts]:
+        """The student with a Program's numbers, and how it came about."""
+        wanted = schemes.get(scheme, own.quantize)
+        return stage.quantized(own, inputs, self.task, self.student, self.processor, self.pad_token_id, wanted, scratch)
+
+    def compared(self, model: Any) -> dict[str, float]:
+        """Measures on the test split."""
+        found, task = transformers.predict(model, self.task, self.encoded, self.pad_token_id), self.task
+        metrics = task.metrics(transformers.arrays(found), self.test)
+        return {**stage.compared(task, found, self.goal), task.HEADLINE: metrics[task.HEADLINE]}
+
+
+class TokenJudge(Judge):
+    """The same of a student that writes text."""
+
+    def prepare(self) -> None:
+        """What is needed once."""
+        self.vocabulary = tokens.tokens_of(self.parents["distill"].path / tokens.MODEL)
+        self.size = transformers.at_once(self.student, self.loaded.data.max_length)
+
+    def quantized(self, own: recipe.Recipe, inputs: Inputs, scheme: str, scratch: Path) -> tuple[Any, Facts]:
+        """The student with a Program's numbers, and how it came about."""
+        wanted = schemes.generative(scheme, own.quantize)
+        model, facts = tokens.trained(own, inputs, self.task, self.student, wanted, scratch)
+        return tokens.convert(model)[0], facts
+
+    def compared(self, model: Any) -> dict[str, float]:
+        """Measures on the test split."""
+        student, place = self.student.to(transformers.device()), transformers.device()
+        found = qat_tokens.compared(model.to(place), student, self.task, self.encoded, self.vocabulary, self.size)
+        self.student.cpu()  # where weights are chosen
+        return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,11 +1,13 @@
-"""A training step of a language model's student: from the cache, and with the teacher, against plain fine-tuning.
+"""A training step of a language model's student: from the cache, and with the teacher, against plain and TRL's.
 
     python benchmarks/token_step.py TEACHER TEXT.txt [--layers 2] [--batch 16] [--length 128] [--rounds 15]
 
 The student is the teacher's first and last layers. Plain is transformers' own loss on the same rows (next-token cross
 entropy over all logits). Cached reads the top 64 tokens of each place as the trainer does, decoding them included;
-online asks the teacher in every step. All three end with AdamW. Interleaved, shuffled in each round; processor time of
-one thread, medians, and the ratio to plain within a round. Prints one JSON document. Goal: cached at most 1.10.
+online asks the teacher in every step; trl is the loss of TRL's GKD trainer with lmbda = 0 and beta = 0: the teacher
+online, forward KL, nothing written (left out where TRL is missing). All end with AdamW. Interleaved, shuffled in each
+round; processor time of one thread, medians, and ratios within a round. Prints one JSON document. Goals: cached at most
+1.10 of plain, trl at least 1.5 of cached.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +26,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgekd.distill import student, tokens, trainer
+from edgekd.distill import student, tokens, trainer, writers
 from edgekd.recipe import Student, Term
 from edgekd.tasks import text_generation as task
 from edgekd.teach.stage import knowledge
@@ -38,6 +42,34 @@ class Kept:
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         return {KIND: [self.records[row] for row in rows]}
+
+
+def trls(net: Any, teacher: Any, processor: Any, encoded: Any) -> Any:
+    """The loss of TRL's trainer on these rows."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    lines = writers.Lines(encoded, [[0]] * len(encoded), 0)
+    batch = lines.collate([{"row": row} for row in range(len(encoded))])
+    quiet = type("Quiet", (GKDTrainer,), {"_send_telemetry": lambda self: None})
+    peer = quiet(
+        net,
+        teacher,
+        GKDConfig(
+            output_dir=tempfile.mkdtemp(),
+            lmbda=0.0,
+            beta=0.0,
+            temperature=1.0,
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            report_to=[],
+        ),
+        data_collator=lines.collate,
+        train_dataset=Dataset.from_dict({"row": range(len(encoded))}),
+        processing_class=processor,
+    )
+    return lambda net: peer.compute_loss(net, batch)
 
 
 def main() -> None:
@@ -78,6 +110,9 @@ def main() -> None:
 
     ways = {"plain": plain, "cached": lambda net: taught(net, kept), "online": lambda net: taught(net, online)}
     nets = {name: made() for name in ways}
+    if find_spec("trl"):
+        nets["trl"] = made()
+        ways["trl"] = trls(nets["trl"][0], teacher, processor, encoded)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     chance = random.Random(0)
     for turn in range(asked.rounds + 2):  # two untimed
@@ -90,12 +125,14 @@ def main() -> None:
             if turn > 1:
                 seconds[name].append(time.process_time() - began)
     ratios = {name: [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)] for name in ways}
+    if "trl" in ways:
+        ratios["trl to cached"] = [a / b for a, b in zip(seconds["trl"], seconds["cached"], strict=True)]
     told = {
         "tokens": sum(len(task.places(one)) for one in encoded),
         "vocabulary": vocabulary,
         "parameters": {"teacher": teacher.num_parameters(), "student": nets["plain"][0].num_parameters()},
         "milliseconds": {name: round(1e3 * median(some), 1) for name, some in seconds.items()},
-        "to_plain": {name: round(median(some), 3) for name, some in ratios.items()},
+        "ratios": {name: round(median(some), 3) for name, some in ratios.items()},
         "quartiles": {
             name: [round(sorted(some)[len(some) // 4], 3), round(sorted(some)[-1 - len(some) // 4], 3)]
             for name, some in ratios.items()

@@ -128,7 +128,19 @@ def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | Non
         rows = [[step, "made" if step in result.made else "hit", str(result.steps[step].path)] for step in found]
         rows += [[step, "failed", line] for step, line in failures.items()]
         _table(f"{stage}: {folder}", ["step", "state", "where"], rows)
+        _kept(loaded, found)
     raise typer.Exit(pipeline.exit_code(result))
+
+
+def _kept(recipe: Recipe, steps: dict[str, Any]) -> None:
+    """The table of what a student that learned on has kept, where there is one."""
+    from edgekd import registry
+    from edgekd.report import build, render
+
+    kept = build.retention(steps.get("distill-student", {}), steps.get("distill-baseline"))
+    if kept:
+        headline = registry.load("tasks", recipe.task).HEADLINE
+        _table("what was kept", *render.retention({"headline": headline, "retention": kept}))
 
 
 @app.command(epilog="Example: edgekd ship examples/banking77.yaml --set teacher.model=my-teacher --run-dir runs/b77")
@@ -197,10 +209,12 @@ def distill(
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
         data = pipeline.run(loaded, folder, until="data", listen=listen).steps["data"]
+    from edgekd import registry
     from edgekd.distill import stage
-    from edgekd.quantize.scheme import SCHEMES
+    from edgekd.quantize import scheme
+    from edgekd.tasks._contract import generates
 
-    found = stage.preview(loaded, data, list(SCHEMES.values()))
+    found = stage.preview(loaded, data, scheme.of_task(generates(registry.load("tasks", loaded.task))))
     if as_json:
         return _json({"schema": "edgekd/student/1", **found})
     rows = [["parameters", f"{found['parameters']:,}"], ["of them word table", f"{found['embedding_parameters']:,}"]]

@@ -91,9 +91,8 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
 
     made = pipeline.finished(recipe, folder).steps
     teach, baseline = made.get("teach"), made.get("distill-baseline")
-    rows += [
-        _row(*finding) for finding in distillation.examine(recipe, data, teach, baseline, list(scheme.SCHEMES.values()))
-    ]
+    known = scheme.of_task(generates(registry.load("tasks", recipe.task)))
+    rows += [_row(*finding) for finding in distillation.examine(recipe, data, teach, baseline, known)]
     return rows
 
 

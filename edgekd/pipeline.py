@@ -53,7 +53,8 @@ class Stage:
 
 
 TRAINING = ("torch", "transformers", "numpy")
-TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name != "baseline")  # switches a step
+SWITCHES = ("baseline", "on_policy")  # what they ask for are steps and rows of their own
+TRAINED = tuple(f"distill.{name}" for name in recipes.Distill.model_fields if name not in SWITCHES)
 QUANTIZED = tuple(f"quantize.{name}" for name in recipes.Quantize.model_fields if name != "schemes")  # the steps
 TEACHER = tuple(f"teacher.{name}" for name in recipes.Teacher.model_fields if name != "endpoint")
 DATA = Stage("edgekd.data.stage:run", 2, ("task", "seed", "data", *TEACHER), ("pandas", "transformers", "tokenizers"))
@@ -71,10 +72,18 @@ DISTILL = Stage(
     (*TRAINING, "accelerate"),
     shared=True,
 )
+ON_POLICY = replace(
+    DISTILL,
+    run="edgekd.distill.on_policy:run",
+    version=1,
+    reads=(*DISTILL.reads, "distill.on_policy"),
+    distributions=(*DISTILL.distributions, "trl"),
+    shared=False,
+)
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    6,
+    7,
     (
         "task",
         "seed",
@@ -99,7 +108,13 @@ BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", 
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
-    QUANTIZE: replace(QUANTIZE, run="edgekd.quantize.tokens:run", version=1),
+    QUANTIZE: replace(
+        QUANTIZE,
+        run="edgekd.quantize.tokens:run",
+        version=2,
+        reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
+        shared=True,
+    ),
     EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=1),
     VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
     BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
@@ -181,6 +196,9 @@ def steps(recipe: Recipe) -> list[Step]:
 
     sources = {"teacher": recipe.teacher.model, "tokenizer": recipe.teacher.tokenizer}
     sources |= {f"data.{name}": getattr(data, name) for name in ("train", "validation", "test", "unlabelled")}
+    sources |= {
+        f"data.replay {one.name} {part}": getattr(one, part) for one in data.replay for part in ("train", "test")
+    }
     base = {"data": "data", "teach": "teach"}
     student = {"student": recipe.distill.student.model}
     members = {f"member {i}": member.model for i, member in enumerate(recipe.teach.members)}
@@ -190,7 +208,9 @@ def steps(recipe: Recipe) -> list[Step]:
         first = Step("data", replace(DATA, reads=(*DATA.reads, "distill.student.model")), sources=sources | student)
     table = [first, Step("teach", ASK if recipe.teacher.endpoint else TEACH, {"data": "data"}, sources=members)]
     for kind in ("student", "baseline") if recipe.distill.baseline and recipe.distill.max_steps != 0 else ("student",):
-        table.append(Step("distill", DISTILL, base, {"kind": kind}, sources=student))
+        adapts = ("peft",) if recipe.distill.lora else ()
+        row = ON_POLICY if recipe.distill.on_policy and kind == "student" else DISTILL
+        table.append(Step("distill", row, base, {"kind": kind}, adapts, sources=student))
     distilled = {"distill": "distill-student"}
     programs = _programs(recipe)
     for program in programs:
@@ -245,6 +265,8 @@ def _check(recipe: Recipe) -> None:
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
     _parts.check(recipe, registry.load("tasks", recipe.task))
+    if recipe.distill.on_policy:
+        _check_on_policy(recipe)
     if recipe.distill.losses:
         from edgekd.losses import find
 
@@ -269,9 +291,64 @@ def _check(recipe: Recipe) -> None:
         )
     for name in recipe.bench.devices if recipe.bench.enabled else ():
         registry.load("transports", devices.load(name).transport)
+    if _group(recipe) == "generators":
+        _check_student(recipe)
     for scheme in _schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load(_group(recipe), target), target, schemes.get(scheme, recipe.quantize))
+
+
+def _check_on_policy(recipe: Recipe) -> None:
+    """Refuse what the student cannot write, or nobody can score."""
+    task, wanted, where = registry.load("tasks", recipe.task), recipe.distill.on_policy, "distill.on_policy"
+    if not generates(task) or task.AUTO_TASK != "text-generation":
+        raise BadInput(f"{recipe.task} trains no causal language model", where=where, todo="Drop it.")
+    if recipe.teacher.endpoint:
+        raise BadInput(
+            "an endpoint does not score what the student writes",
+            where=where,
+            todo="Set teacher.model in its place, or drop distill.on_policy.",
+        )
+    if recipe.distill.student.vocabulary is not None:
+        raise BadInput("a student with fewer tokens than its teacher has other ids", where=where, todo="Drop the one.")
+    if wanted and wanted.max_new_tokens >= recipe.data.max_length:
+        raise BadInput(
+            f"max_new_tokens ({wanted.max_new_tokens}) of max_length ({recipe.data.max_length}) leave a prompt no room",
+            where=where,
+            todo="Lower the one or raise the other.",
+        )
+    if processes.count() > 1:
+        raise BadInput(f"runs in one process, not in {processes.count()}", where=where, todo="Run `edgekd distill`.")
+
+
+def _check_student(recipe: Recipe) -> None:
+    """Refuse a student that its targets could not hold, as far as the recipe and a teacher at hand tell.
+
+    A width that is asked for is looked at in the configuration that it makes of the teacher's, where that is a folder
+    here: before the hours of teaching and training. Everything else is said by the export.
+    """
+    shape = recipe.distill.student
+    if shape.embedding_size is not None:
+        raise BadInput(
+            "a student that writes text has no low-rank word table: its runtimes have no form for one",
+            where="distill.student.embedding_size",
+            todo="Leave it out; vocabulary and hidden_size make the table smaller.",
+        )
+    narrower = (shape.hidden_size, shape.heads, shape.intermediate_size)
+    folder = Path(recipe.teacher.model) if recipe.teacher.model else None
+    if shape.model or not any(narrower) or folder is None or not (folder / "config.json").is_file():
+        return
+    from transformers import AutoConfig
+
+    from edgekd.distill import student
+    from edgekd.generators import _contract as generators
+
+    made, _ = student.configured(shape, AutoConfig.from_pretrained(folder), cut=shape.prune == "importance")
+    for target in recipe.export.targets:
+        writer = registry.load("generators", target)
+        writer.check(made)
+        if _schemes(recipe) != ["fp32"]:
+            generators.check_widths(made, writer.block, target)
 
 
 def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:

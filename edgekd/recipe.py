@@ -153,6 +153,14 @@ class Augment(Section):
     )
 
 
+class Earlier(Section):
+    """Data that the student has learned before."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Its name in the report.")
+    train: str = Field(description="Rows to replay, of the kind of data.train.")
+    test: str = Field(description="Labelled rows that tell what is forgotten; the student must not know them.")
+
+
 class Data(Section):
     """The labelled examples: local CSV, JSONL or Parquet files, or a hub data set."""
 
@@ -162,6 +170,7 @@ class Data(Section):
     unlabelled: str | None = Field(None, description="Text file (one a line) or table; the teacher labels it.")
     max_unlabelled: int = Field(10_000, ge=0, description="At most this many rows of it, chosen by seed.")
     augment: Augment = Field(default_factory=Augment, description="More transfer text, made from train.")
+    replay: list[Earlier] = Field(default_factory=list, description="What the student must not forget.")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Column names where they differ, e.g. {text: utterance, label: intent}.",
@@ -249,6 +258,46 @@ class Term(Section):
     )
 
 
+class Lora(Section):
+    """Adapters of low rank beside the linear layers of a model that stays as it is (arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1, description="Rank of an adapter.")
+    alpha: int = Field(16, ge=1, description="An adapter's output is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of an adapter's input in training.")
+    modules: Literal["linear"] | list[str] = Field(
+        "linear", description="Which layers: every linear one but the head, or by name, e.g. [q_proj, v_proj]."
+    )
+
+
+class Replay(Section):
+    """Rows from before beside the new ones, for a student to say of them what it said at its start."""
+
+    share: float = Field(0.3, ge=0, lt=1, description="Of each batch; 0 replays nothing and reports what is forgotten.")
+    weight: float = Field(1.0, gt=0, description="Factor of their loss.")
+
+
+class OnPolicy(Section):
+    """A second phase: the student writes, and the teacher scores every token of it (GKD, arXiv:2306.13649)."""
+
+    steps: int = Field(200, ge=1, description="Steps of this phase, each over distill.batch_size prompts.")
+    share: float = Field(
+        0.5, gt=0, le=1, description="Share of the batches that the student writes itself; the data's own are the rest."
+    )
+    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon", "skew-kl", "skew-reverse-kl"] = Field(
+        "reverse-kl", description="What is compared, token by token, over the whole vocabulary."
+    )
+    max_new_tokens: int = Field(32, ge=1, description="Longest text that it writes; prompt and text fit max_length.")
+    temperature: float = Field(1.0, gt=0, description="Of its writing; the divergence is taken at temperature 1.")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of this phase.")
+    evaluate_every: int = Field(50, ge=1, description="Steps between evaluations on validation.")
+    samples: int = Field(64, ge=1, description="Held-out prompts that it continues in an evaluation.")
+    choose: Literal["reverse-kl", "metric", "last"] = Field(
+        "reverse-kl",
+        description="Which checkpoint, the one that this phase started from among them: smallest reverse KL of what "
+        "it writes on held-out prompts, best metric, or last.",
+    )
+
+
 class Distill(Section):
     """Training the student: alpha * hard + (1 - alpha) * sum of weight * term; KL terms carry T^2."""
 
@@ -281,6 +330,11 @@ class Distill(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Mixed precision of training.")
     packing: bool = Field(False, description="Put short texts of a language model into one row, kept apart.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    on_policy: OnPolicy | None = Field(
+        None, description="Then train a language model on what it writes itself, with the teacher at hand."
+    )
+    lora: Lora | None = Field(None, description="Train adapters, not the model: needs student.model.")
+    replay: Replay = Field(default_factory=Replay, description="How data.replay is kept in mind: needs student.model.")
 
 
 class Mixed(Section):
@@ -323,7 +377,7 @@ class Quantize(Section):
     method: Literal["ptq", "qat", "qad", "auto"] = Field(
         "qad",
         description="Calibration only; trained on the float student's logits; on features and teacher too; or the "
-        "cheapest of these that keeps gate.max_accuracy_drop on validation.",
+        "cheapest of these that keeps gate.max_accuracy_drop (of text: gate.max_perplexity_rise) on validation.",
     )
     steps: int = Field(250, ge=0, description="Training steps of qat and qad; 0 is PTQ only.")
     batch_size: int = Field(16, ge=1, description="Examples per QAT step.")
@@ -470,6 +524,27 @@ class Recipe(Section):
     report: Report = Field(default_factory=Report, description="The page.")
     card: Card = Field(default_factory=Card, description="The model card.")
     tune: Tune = Field(default_factory=Tune, description="Search (`edgekd tune`).")
+
+    @pydantic.model_validator(mode="after")
+    def _starts_from_a_model(self) -> Recipe:
+        for asked, name in ((self.distill.lora, "distill.lora"), (self.data.replay, "data.replay")):
+            student = self.distill.student.model_dump(exclude_defaults=True)
+            if asked and (not student.get("model") or student.keys() - {"model", "dropout"}):
+                raise BadInput(
+                    "needs a student that can do something already, whole",
+                    where=name,
+                    todo="Set distill.student.model, and nothing else of its shape.",
+                )
+        if self.distill.on_policy and (self.distill.lora or self.data.replay):
+            raise BadInput(
+                "would train on past the adapter, and past what is replayed",
+                where="distill.on_policy",
+                todo="Leave it out, or distill.lora and data.replay.",
+            )
+        names = [one.name for one in self.data.replay]
+        if len({*names, "new"}) <= len(names):
+            raise BadInput("two have one name, or 'new', which is the new data's", where="data.replay")
+        return self
 
     @property
     def needs(self) -> list[dict[str, Any]]:

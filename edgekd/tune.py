@@ -257,8 +257,8 @@ def _budget(recipe: Recipe) -> float | None:
 
 
 def _of(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A trial's recipe: no baseline, and the trial's number of steps."""
-    fixed: dict[str, Any] = {"distill.baseline": False}
+    """A trial's recipe: no baseline, no second phase, and the trial's number of steps."""
+    fixed: dict[str, Any] = {"distill.baseline": False, "distill.on_policy": None}
     if recipe.tune.max_steps:
         fixed["distill.max_steps"] = recipe.tune.max_steps
     return _with(recipe, {**fixed, **values})

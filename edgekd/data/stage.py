@@ -24,6 +24,7 @@ from edgekd.tasks._contract import generates
 
 SPLITS = ("train", "validation", "test")
 TRANSFER = ("unlabelled", "augmented")  # rows that only the teacher labels
+REPLAY, REPLAY_TEST = "replay", "replay_test"  # rows from before, each with its data set's name as `set`
 PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions start behind the padding's id
 
 
@@ -42,6 +43,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     examples["unlabelled"] = _unlabelled(recipe, task, held)
     examples["augmented"], augmentation = _augmented(recipe, task, examples["train"], held, inputs, warnings)
     splits = {name: task.expand(some, processor, length) for name, some in examples.items()}
+    if recipe.data.replay:
+        splits |= _earlier(recipe, task, processor, labels, held_rows)
     for name, rows in splits.items():
         # Escaped: a raw U+2028 or U+0085 is legal in JSON and yet ends a line for whoever reads by lines.
         write_atomic(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -233,6 +236,23 @@ def _unlabelled(recipe: Recipe, task: Any, held: set[str]) -> list[dict[str, Any
     if len(examples) > recipe.data.max_unlabelled:
         examples = random.Random(recipe.seed).sample(examples, recipe.data.max_unlabelled)
     return examples
+
+
+def _earlier(recipe: Recipe, task: Any, processor: Any, labels: list[str], held: list[Any]) -> dict[str, Any]:
+    """The rows of ``data.replay``; none that is replayed has a held-out text."""
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        return [
+            {**row, "set": one.name}
+            for one in recipe.data.replay
+            for row in task.expand(
+                _examples(recipe, task, getattr(one, part), labels), processor, recipe.data.max_length
+            )
+        ]
+
+    test = rows("test")
+    known = {task.group_text(row) for row in [*held, *test]}
+    return {REPLAY: [row for row in rows("train") if task.group_text(row) not in known], REPLAY_TEST: test}
 
 
 def _augmented(

@@ -19,7 +19,7 @@ import torch
 from edgekd import registry
 from edgekd.artifact import Artifact
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import sources, stage, student, tokens, trainer
+from edgekd.distill import sources, stage, student, tokens, trainer, vocabulary
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 from edgekd.tasks._contract import generates
@@ -30,6 +30,7 @@ from edgekd.teach.stage import cache_bytes
 SAMPLE = 256  # rows that the teacher is asked
 FITTED = 0.99  # above this on its own training rows, soft labels say little that the hard ones do not
 SPELLED = 0.03  # above this share of texts, words that a trimmed vocabulary lacks cost accuracy
+ALIKE = 0.9  # of the training rows: below this much of what the teacher says of a language is not heard
 CLOSE = 1e-3  # largest difference between a cached and a fresh output
 
 Finding = tuple[str, str, str]  # what, "ok" | "note", detail
@@ -199,11 +200,15 @@ def _first_step(
 ) -> Iterator[Finding]:
     """Loss of every term before training, each term's share, and how long everything will take."""
     settings = recipe.distill
+    if settings.on_policy and vocabulary.are_others(data.path / "tokenizer", start.tokenizer):
+        yield "tokens", "note", "the student's are not the teacher's: it learns from the data, then from what it writes"
+        return
     splits = {name: read_split(data.path, name) for name in ("train", *TRANSFER)}
     some = splits["train"][: settings.batch_size]
     lessons = stage.lessons_of(recipe, task, start.model, teacher)
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     theirs = task.encode(ask.processor, some, recipe.data.max_length)
+    ids = vocabulary.new_ids(data.path / "tokenizer", start.tokenizer) if generates(task) else None
     source = tokens.OnlineTokens if generates(task) else sources.Online
     parts: dict[str, Any] = {
         "task": task,
@@ -213,7 +218,13 @@ def _first_step(
         "source": source(teacher, task, theirs, data.facts["pad_token_id"], names),
     }
     if generates(task):
-        rows, ways = stage.token_rows(recipe, data, start, lessons, parts)
+        alike = tokens.alike(parts["encoded"], theirs, ids)
+        parts["aligned"] = torch.tensor(alike)
+        if sum(alike) < ALIKE * len(alike):
+            detail = f"{sum(alike)} of {len(alike)} training rows are cut into the teacher's tokens, and only those"
+            todo = "teach more than their text: set distill.student.vocabulary: 1.0"
+            yield "tokens", "note", f"{detail} {todo}"
+        rows, ways = stage.token_rows(recipe, data, lessons, parts, ids)
     else:
         rows, ways = trainer.Rows(**parts), {}
     measure = ways.get("measure", trainer.values)

@@ -6,11 +6,10 @@ others). The validation split chooses the checkpoint; the test split is only eve
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,51 @@ import torch
 from edgekd import processes, registry
 from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
-from edgekd.distill import pruning, sources, student, tokens, trainer, vocabulary
+from edgekd.distill import lora, pruning, replay, sources, student, tokens, trainer, vocabulary
 from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
-from edgekd.tasks import _parts
+from edgekd.tasks import _parts, _text
 from edgekd.tasks._contract import generates
 from edgekd.teach import knowledge, transformers
 from edgekd.teach.answers import has_answers, read_answers
 from edgekd.teach.cache import read_logits
 
 TEST_LOGITS = "test_logits.safetensors"
+UNCUT = 2**31  # tokens: no text is longer
 IMPORTANCE_ROWS = 512  # training rows that say which heads, neurons and units matter
 
 
-def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline."""
+def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Facts:
+    """Write ``model/``, ``history.json`` and ``test_logits.safetensors``. Variant: kind = student | baseline.
+
+    ``alone``: a student with other tokens than the teacher's learns from the data alone, instead of being refused.
+    """
     task = registry.load("tasks", recipe.task)
     data, teach, kind = inputs["data"], inputs["teach"], inputs.variant["kind"]
     settings, taught = recipe.distill, kind == "student"
     seed = recipe.seed if settings.seed is None else settings.seed
     answered = has_answers(teach.path)  # by an endpoint: what it wrote is learned as the labels of any text are
-    compared = taught and not answered
     teacher = _teacher(recipe, task)
     start = begin(recipe, task, data, teacher, out / SCRATCH / f"process-{processes.rank()}")
+    both = (data.path / "tokenizer", start.tokenizer)
+    foreign = generates(task) and (alone or not taught) and not answered and vocabulary.are_others(*both)
+    apart = answered or foreign  # the teacher says nothing of a student's token
+    compared = taught and not apart
     model, pad_token_id = start.model, start.pad_token_id
     splits = {name: read_split(data.path, name) for name in ("train", "validation", "test", *TRANSFER)}
-    if answered:
-        splits |= {name: [] for name in TRANSFER} | ({"train": read_answers(teach.path)} if taught else {})
+    if apart:
+        splits |= {name: [] for name in TRANSFER}
+    if answered and taught:
+        splits["train"] = read_answers(teach.path)
     encoded = {
         name: task.encode(start.processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows
     }
-    teacher_outputs = {} if answered else {name: read_logits(teach, name) for name in ("validation", "test")}
+    ids = vocabulary.new_ids(*both) if generates(task) and not apart else None
+    teacher_outputs = {} if apart else {name: read_logits(teach, name) for name in ("validation", "test")}
+    if ids is not None:
+        teacher_outputs = {name: tokens.renumbered(task, found, ids) for name, found in teacher_outputs.items()}
     together = transformers.at_once(model, recipe.data.max_length) if generates(task) else 64
 
     names = ["train", *(name for name in TRANSFER if splits[name])]
@@ -62,21 +73,27 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "encoded": [one for name in used for one in encoded[name]],
         "targets": [one for name in used for one in task.targets(splits[name])],
         "pad_token_id": pad_token_id,
-        "source": _source(recipe, task, data, teach, used, teacher, lessons) if compared else None,
+        "source": source_of(recipe, task, data, teach, used, teacher, lessons) if compared else None,
     }
+    if compared:
+        cut = {name: splits[name] for name in used}
+        parts["aligned"] = _aligned(recipe, task, data, cut, encoded, start, ids)
     if generates(task):
         _refuse_silence(encoded)
-        rows, ways = token_rows(recipe, data, start, lessons, parts)
+        rows, ways = token_rows(recipe, data, lessons, parts, ids)
+        if foreign:
+            rows = replace(rows, vocabulary=min(len(start.processor), model.config.vocab_size))
     else:
-        aligned = {name: splits[name] for name in used}
-        parts["aligned"] = _aligned(recipe, task, data, aligned, encoded, start) if taught else None
         rows, ways = trainer.Rows(**parts), {}
     if not recipe.teach.online:
         del teacher
+    past = replay.Past.of(recipe, task, data, start, splits["test"], together)
+    if settings.lora:
+        lora.inject(model, settings.lora, seed)
 
     def judge(model: torch.nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded["validation"], pad_token_id, size=together)
-        if answered:
+        if apart:
             return dict(task.metrics(transformers.arrays(found), splits["validation"]))
         goal = teacher_outputs["validation"]
         metrics = task.metrics(transformers.arrays(found), splits["validation"], transformers.arrays(goal))
@@ -90,12 +107,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         order = (entry[f"eval_{task.HEADLINE}"], -entry["eval_distance"])
         return order if settings.choose == "metric" else order[::-1]
 
-    per_epoch = -(-sum(len(splits[name]) for name in names) // settings.batch_size)
+    per_epoch = -(-sum(len(splits[name]) for name in names) // (settings.batch_size - past.replays))
     planned = max(1, round(settings.epochs * per_epoch))
     max_steps = planned if settings.max_steps is None else settings.max_steps
     parameters = float(sum(p.numel() for p in model.parameters()))
     began = time.monotonic()
     if max_steps:
+        if taught and past.replays:
+            rows, ways = past.join(rows, ways, max_steps, inputs.earlier, out)
         history = trainer.train(
             model,
             rows,
@@ -115,6 +134,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         history = [{"step": 0, **{f"eval_{name}": value for name, value in judge(model).items()}}]
     seconds = time.monotonic() - began
     model = model.cpu().eval()
+    adapter = lora.merge(model, str(settings.student.model), out / lora.ADAPTER) if settings.lora else None
     outputs = transformers.predict(model, task, encoded["test"], pad_token_id, size=together)
     if processes.rank() == 0:
         student.save(model, start.tokenizer, out / "model")
@@ -122,16 +142,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         write_json(out / "history.json", history)
     best = trainer.best_of(trainer.evaluations(history), better)
     steps = max(entry["step"] for entry in history)
-    goal = None if answered else transformers.arrays(teacher_outputs["test"])
+    goal = None if apart else transformers.arrays(teacher_outputs["test"])
     return {
         "kind": kind,
         "parameters": sum(p.numel() for p in model.parameters()),
         "shape": student.shape_of(model.config),
         "vocabulary": start.vocabulary,
+        **({} if ids is None else {"tokenization": _tokenization(recipe, task, data, rows, start, history)}),
         "rows": {name: len(splits[name]) for name in used},
-        "terms": terms(history, settings.losses or [default_term(task)]) if compared else [],
+        "terms": terms(history, settings.losses or [default_term(task)], settings.replay.weight) if compared else [],
         "metrics": {
-            "validation": _metrics(best),
+            "validation": metrics_of(best),
             "test": task.metrics(transformers.arrays(outputs), splits["test"], goal),
         },
         "history": history,
@@ -141,6 +162,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "seconds": seconds,
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
+        "adapter": adapter,
+        "retention": past.table(model, transformers.arrays(outputs)),
+        **({"own_tokens": True} if foreign else {}),
     }
 
 
@@ -150,12 +174,11 @@ def _teacher(recipe: Recipe, task: Any) -> torch.nn.Module | None:
 
 
 def token_rows(
-    recipe: Recipe, data: Artifact, start: Start, lessons: Sequence[trainer.Lesson], parts: dict[str, Any]
+    recipe: Recipe, data: Artifact, lessons: Sequence[trainer.Lesson], parts: dict[str, Any], ids: list[int] | None
 ) -> tuple[trainer.Rows, dict[str, Any]]:
     """The rows of a language model's student, and how it is trained."""
     settings = recipe.distill
     if parts["source"] is not None:
-        _same_tokens(data, start)
         told = {"online": recipe.teach.online, "kept": recipe.teach.tokens}
         tokens.check(lessons, {**told, "packing": settings.packing, "temperature": settings.temperature})
     rows = tokens.TokenRows(
@@ -163,6 +186,7 @@ def token_rows(
         kept=recipe.teach.tokens,
         vocabulary=data.facts["vocabulary"],
         packing=recipe.data.max_length if settings.packing else 0,
+        ids=None if ids is None else torch.tensor(ids),
     )
     return rows, {"measure": tokens.values, "kind": tokens.TokenLearner}
 
@@ -181,18 +205,6 @@ def _refuse_silence(encoded: Mapping[str, Sequence[Any]]) -> None:
                     else "."
                 ),
             )
-
-
-def _same_tokens(data: Artifact, start: Start) -> None:
-    """Refuse a student with other tokens than the teacher's: their distributions have no common ids."""
-    theirs = json.loads((data.path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    mine = json.loads((start.tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    if mine != theirs:
-        raise BadInput(
-            "its tokens are not the teacher's, so the two distributions cannot be compared",
-            where="distill.student.model",
-            todo="Learn from the teacher's answers instead (teacher.endpoint), or take a student of its family.",
-        )
 
 
 def preview(recipe: Recipe, data: Artifact, schemes: Iterable[student.Precision]) -> Facts:
@@ -233,7 +245,7 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
     tokenizer, kept, facts = data.path / "tokenizer", None, None
     train = read_split(data.path, "train")
     if shape.vocabulary is not None:
-        tokenizer, kept, facts = _trim(recipe, task, data, work / "tokenizer")
+        tokenizer, kept, facts = _trim(recipe, task, data, teacher, work / "tokenizer")
     importance = None
     if shape.prune == "importance":
         importance = _importance(recipe, task, data, train[:: max(1, len(train) // IMPORTANCE_ROWS)], teacher)
@@ -243,7 +255,9 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
     return Start(model, task.processor(tokenizer), tokenizer, pad_token_id, facts)
 
 
-def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, list[int], Facts]:
+def _trim(
+    recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module, out: Path
+) -> tuple[Path, list[int], Facts]:
     """The teacher's tokenizer with the tokens of the training and unlabelled text, and the commonest of made text.
 
     Held-out text is not counted. Made text only fills up to ``vocabulary_size``: what it borrows beyond that stands
@@ -252,8 +266,7 @@ def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, l
     old, shape = data.path / "tokenizer", recipe.distill.student
     if "text" in _parts.names(task):
         task = _parts.Part(task, "text")
-    processor = task.processor(old)
-    source = json.loads((old / "tokenizer.json").read_text(encoding="utf-8"))
+    processor, source = task.processor(old), vocabulary.read(old)
 
     def counts(*names: str) -> Mapping[int, int]:
         rows = [row for name in names for row in _parts.mine(task, read_split(data.path, name))]
@@ -262,18 +275,22 @@ def _trim(recipe: Recipe, task: Any, data: Artifact, out: Path) -> tuple[Path, l
     assert shape.vocabulary is not None
     others = counts("augmented") if shape.vocabulary_size else {}
     size = shape.vocabulary_size or 0
-    trimmed = vocabulary.trim(source, counts("train", "unlabelled"), shape.vocabulary, others=others, size=size)
+    named = {data.facts["pad_token_id"], *student.token_ids(teacher)} if generates(task) else ()
+    text = counts("train", "unlabelled")
+    trimmed = vocabulary.trim(source, text, shape.vocabulary, others=others, size=size, always=named)
     vocabulary.write(old, trimmed, out)
     texts = [task.sample_text(row) for row in _parts.mine(task, read_split(data.path, "validation"))]
-    outside = vocabulary.outside(processor, task.processor(out), trimmed.kept, texts)
-    return out, trimmed.kept, {"kept": len(trimmed.kept), "of": processor.get_vocab_size(), **outside}
+    before, after = (_text.processor(folder) for folder in (old, out))
+    outside = vocabulary.outside(before, after, trimmed.kept, texts)
+    return out, trimmed.kept, {"kept": len(trimmed.kept), "of": before.get_vocab_size(), **outside}
 
 
 def _importance(recipe: Recipe, task: Any, data: Artifact, rows: Sequence[Any], teacher: torch.nn.Module) -> Any:
     encoded = task.encode(task.processor(data.path / "tokenizer"), rows, recipe.data.max_length)
     targets = task.targets(rows)
     batches = []
-    for picked in transformers.length_batches([transformers.length(one) for one in encoded], 32):
+    size = transformers.at_once(teacher, recipe.data.max_length, 32) if generates(task) else 32
+    for picked in transformers.length_batches([transformers.length(one) for one in encoded], size):
         inputs = transformers.pad([encoded[i] for i in picked], data.facts["pad_token_id"], task.INPUTS)
         batches.append((inputs, picked))
 
@@ -306,14 +323,14 @@ def distance(task: Any, mine: transformers.Outputs, theirs: transformers.Outputs
     return float(loss.function(*pair, 1.0) if loss.compares == "outputs" else loss.function(*pair))
 
 
-def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
+def terms(history: list[dict[str, Any]], losses: Sequence[Term], weight: float = 1.0) -> list[Facts]:
     """Each term's weight, last logged value and last measured share of the gradient."""
 
     def last(key: str) -> float | None:
         return next((entry[key] for entry in reversed(history) if key in entry), None)
 
     named = trainer.lessons_of(losses, lambda term: [])
-    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named)]
+    rows = [("hard", None), *((lesson.name, lesson.term.weight) for lesson in named), (replay.TERM, weight)]
     found = [
         {"name": name, "weight": weight, "value": last(name), "gradient_share": last(f"{name}_gradient_share")}
         for name, weight in rows
@@ -321,7 +338,7 @@ def terms(history: list[dict[str, Any]], losses: Sequence[Term]) -> list[Facts]:
     return [row for row in found if row["value"] is not None]
 
 
-def _source(
+def source_of(
     recipe: Recipe,
     task: Any,
     data: Artifact,
@@ -330,6 +347,7 @@ def _source(
     teacher: torch.nn.Module,
     lessons: Sequence[trainer.Lesson],
 ) -> sources.Source:
+    """The teacher's outputs, and what the lessons compare beside them, for the rows of the splits ``used``."""
     names = sorted({"logits", *(link.teacher for lesson in lessons for link in lesson.links)})
     if not recipe.teach.online:
         kept = {"logits": recipe.teach.tokens} if generates(task) else {}
@@ -341,17 +359,51 @@ def _source(
 
 
 def _aligned(
-    recipe: Recipe, task: Any, data: Artifact, splits: dict[str, Any], encoded: dict[str, Any], start: Start
+    recipe: Recipe,
+    task: Any,
+    data: Artifact,
+    splits: dict[str, Any],
+    encoded: dict[str, Any],
+    start: Start,
+    ids: list[int] | None,
 ) -> torch.Tensor | None:
-    """Which rows student and teacher cut into as many tokens; None where they share the tokenizer."""
+    """Which rows student and teacher cut into as many tokens (a language model's: the same ones); None for all."""
     if start.tokenizer == data.path / "tokenizer" or "input_ids" not in task.INPUTS:
         return None
     processor, same = task.processor(data.path / "tokenizer"), []
     for name, rows in splits.items():
         theirs = task.encode(processor, rows, recipe.data.max_length)
-        same += [transformers.length(a) == transformers.length(b) for a, b in zip(encoded[name], theirs, strict=True)]
+        if generates(task):
+            same += tokens.alike(encoded[name], theirs, ids)
+        else:
+            pairs = zip(encoded[name], theirs, strict=True)
+            same += [transformers.length(a) == transformers.length(b) for a, b in pairs]
+    if generates(task) and not any(same):
+        raise BadInput(
+            "the student cuts no training row as its teacher does, so there is nothing to compare",
+            where="distill.student",
+            todo="Raise distill.student.vocabulary (1.0 keeps all tokens of the text), or check the chat templates.",
+        )
     return torch.tensor(same)
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+def _tokenization(recipe: Recipe, task: Any, data: Artifact, rows: Any, start: Start, history: Any) -> Facts:
+    """What a trimmed vocabulary does to a language model's texts.
+
+    ``aligned``: share of the training rows that teacher and student cut alike, which are those they are compared on;
+    ``dropped``: the teacher's mean probability on tokens that the student lacks; ``test``: share of test rows cut
+    alike, and the student's tokens for each of the teacher's: perplexity to that power is by the teacher's token.
+    """
+    held = read_split(data.path, "test")
+    mine, theirs = (task.encode(task.processor(one), held, UNCUT) for one in (start.tokenizer, data.path / "tokenizer"))
+    same = tokens.alike(mine, theirs, rows.ids.tolist())
+    sizes = [sum(sum(one["learn"]) for one in some) for some in (mine, theirs)]
+    told: Facts = {"test": {"same": sum(same) / len(same), "tokens": sizes[0] / sizes[1]}}
+    if rows.aligned is not None:
+        told["aligned"] = float(rows.aligned.float().mean())
+    lost = [entry[tokens.DROPPED] for entry in history if tokens.DROPPED in entry]
+    return told | ({"dropped": sum(lost) / len(lost)} if lost else {})
+
+
+def metrics_of(entry: dict[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}

@@ -5,17 +5,18 @@ left behind. A narrower width is cut out too where importance scores are given; 
 principal components of the teacher's word table and fresh layers. The vocabulary, the positions and the rank of the
 word table shrink by themselves.
 
-Layer taking works on any transformers encoder whose layers lie in one ModuleList; cutting on the families of
-``pruning.FAMILIES``. Of a dual encoder both towers lose layers alike, and the projections into their common space stay.
-It refuses shapes that cannot be, and students larger than their source.
+Layer taking works on any transformers model whose layers lie in one ModuleList; cutting on the families of
+``pruning.FAMILIES``. It refuses shapes that cannot be, and students larger than their source. A language model of
+those families stays what transformers and every runtime knows: its configuration says all of its sizes. Of a dual
+encoder both towers lose layers alike, and the projections into their common space stay.
 """
 
 from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ NARROW = 256  # below this width transformers' fresh weights (std 0.02) are too 
 FRESH_GAIN = 0.6  # their std is then this over sqrt(fan in)
 RANK, HEAD_SIZE = "edgekd_embedding_size", "edgekd_head_size"  # what a configuration says of modules we changed
 FOLLOWERS = ("embedding_size", "pooler_output_size")  # fields that follow the width where they equal it
+TOKEN_FIELDS = ("_token_id", "suppress_tokens")  # ends of the names of fields that hold ids
 NAMES = {
     "layers": ("num_hidden_layers", "n_layers"),
     "hidden_size": ("hidden_size", "dim"),
@@ -103,21 +105,8 @@ def _made(
     importance: pruning.Importance | None,
     max_positions: int | None,
 ) -> nn.Module:
-    own = {name: read(source.config, name) for name in NAMES}
-    layers = _layers_to_take(shape, own["layers"])
-    plan = _plan(shape, source, own, layers, importance)
-    config = copy.deepcopy(source.config)
-    for name, value in {"layers": len(layers), **plan.sizes}.items():
-        write(config, name, value)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in layers]
-    for name in FOLLOWERS:
-        if getattr(config, name, None) == own["hidden_size"]:
-            setattr(config, name, plan.sizes["hidden_size"])
-    for name in DROPOUTS if shape.dropout is not None else ():
-        if hasattr(config, name):
-            setattr(config, name, shape.dropout)
-    _mark_heads(config, plan)
+    config, layers = configured(shape, source.config, cut=importance is not None)
+    plan = _plan(config, source, layers, importance)
     rows = _rows(source, config, kept, max_positions)
     student = _build(config, model_class)
     _start_from(student, source, layers, plan, rows)
@@ -125,7 +114,40 @@ def _made(
         _factorize(student, shape.embedding_size)
     if getattr(source, "generation_config", None) is not None:
         student.generation_config = copy.deepcopy(source.generation_config)
+        if kept is not None:
+            _renumber(student.generation_config, kept)
     return student
+
+
+def configured(shape: Student, source: Any, *, cut: bool) -> tuple[Any, list[int]]:
+    """The configuration of a student of this shape, made of its source's, and the layers that it takes.
+
+    ``cut``: a narrower width is cut out of the source, not made anew. Vocabulary and positions are the source's.
+    Raises BadInput for shapes that cannot be.
+    """
+    own = {name: read(source, name) for name in NAMES}
+    layers = _layers_to_take(shape, own["layers"])
+    sizes = _sizes(shape, own, fresh=_is_fresh(shape, own, cut), speaks=source.model_type in pruning.DECODERS)
+    config = copy.deepcopy(source)
+    for name, value in {"layers": len(layers), **sizes}.items():
+        write(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in layers]
+    for name in FOLLOWERS:
+        if getattr(config, name, None) == own["hidden_size"]:
+            setattr(config, name, sizes["hidden_size"])
+    for name in DROPOUTS if shape.dropout is not None else ():
+        if hasattr(config, name):
+            setattr(config, name, shape.dropout)
+    if any(sizes[name] != own[name] for name in sizes):
+        _mark_heads(config, source, fresh=_is_fresh(shape, own, cut))
+    return config, layers
+
+
+def token_ids(model: Any) -> set[int]:
+    """Ids that a model's configurations name (ends, padding): no vocabulary may lose them."""
+    held = [model.config, getattr(model, "generation_config", None)]
+    return {id for one in held if one is not None for ids in _token_fields(one).values() for id in ids}
 
 
 def read(config: Any, name: str) -> int:
@@ -139,14 +161,14 @@ def write(config: Any, name: str, value: int) -> None:
 
 
 def shape_of(config: Any) -> dict[str, int]:
-    """layers, hidden_size, heads, intermediate_size; vocab_size and embedding_size where there are such.
+    """layers, hidden_size, heads, intermediate_size; key_value_heads, vocab_size and embedding_size where they are.
 
     Of a dual encoder all of them for each tower: ``image_layers``, ...
     """
     towers = dual.configs(config)
     if towers:
         return {f"{part}_{name}": size for part, one in towers.items() for name, size in shape_of(one).items()}
-    extra = {"vocab_size": "vocab_size", "embedding_size": RANK}
+    extra = {"key_value_heads": "num_key_value_heads", "vocab_size": "vocab_size", "embedding_size": RANK}
     found = {name: int(getattr(config, field)) for name, field in extra.items() if getattr(config, field, None)}
     return {name: read(config, name) for name in NAMES} | found
 
@@ -229,30 +251,39 @@ def summary(model: Any, schemes: Iterable[Precision], tokens: int) -> dict[str, 
 
     ``parameters``; ``embedding_parameters`` in lookup tables; ``size_bytes`` by scheme name, an estimate of the numbers
     in the file: linear weights and tables at the scheme's bits, 8 bytes more per quantized output channel (scale and
-    bias), 4 per quantized table row (scale), 4 per other parameter; graph and metadata are not in it. ``flops``: two
+    bias), 4 per 32 weights of 4 bits (scale), 4 per quantized table row (scale), 4 per other parameter; graph and
+    metadata are not in it. A language model's head counts as a table of its own, or once where it is the word table.
+    ``flops``: two
     per multiply-accumulate of the matrix products and convolutions of one forward pass, counted on a real pass over
     one text of ``tokens`` tokens (an image model takes one image, whatever ``tokens`` is; a dual encoder one of both).
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     tied = {id(table.weight) for table in tables}
-    linears = [one for one in model.modules() if isinstance(one, nn.Linear) and id(one.weight) not in tied]
+    head = model.get_output_embeddings()
+    linears = [
+        one for one in model.modules() if isinstance(one, nn.Linear) and id(one.weight) not in tied and one is not head
+    ]
+    apart = [head] if isinstance(head, nn.Linear) and id(head.weight) not in tied else []
     parameters = sum(p.numel() for p in model.parameters())
     weights = sum(linear.weight.numel() for linear in linears)
     biases = sum(linear.bias.numel() for linear in linears if linear.bias is not None)
     channels = sum(linear.out_features for linear in linears)
-    entries, rows = sum(table.weight.numel() for table in tables), sum(table.num_embeddings for table in tables)
+    words = sum(table.weight.numel() for table in tables)
+    entries = words + sum(one.weight.numel() for one in apart)
+    rows = sum(table.num_embeddings for table in tables) + sum(one.out_features for one in apart)
 
     def size(scheme: Precision) -> int:
         total = 4 * parameters
         if scheme.weight_bits < 32:
-            total += weights * scheme.weight_bits // 8 + 8 * channels - 4 * (weights + biases)
+            total += weights * scheme.weight_bits // 8 - 4 * weights
+            total += 4 * weights // GROUP if scheme.weight_bits < 8 else 8 * channels - 4 * biases
         if scheme.embedding_bits < 32:
             total += entries * scheme.embedding_bits // 8 + 4 * rows - 4 * entries
         return total
 
     return {
         "parameters": parameters,
-        "embedding_parameters": entries,
+        "embedding_parameters": words,
         "size_bytes": {scheme.name: size(scheme) for scheme in schemes},
         "flops": _flops(model, tokens),
     }
@@ -280,6 +311,7 @@ def _flops(model: Any, tokens: int) -> int:
     return counter.get_total_flops()
 
 
+GROUP = 32  # weights of 4 bits that share a scale, as a rule
 DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -293,31 +325,31 @@ DROPOUTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The student's sizes, and what of its source it keeps; None keeps everything.
+    """What the student keeps of its source; None keeps everything.
 
-    ``hidden`` [H'] indices; per student layer ``heads`` [h'] and ``neurons`` [I'] indices. ``fresh``: a width that is
-    not cut out, so that the layers start anew.
+    ``hidden`` [H'] indices; per student layer ``heads`` [h'] (of queries), ``shared`` (of keys and values) and
+    ``neurons`` [I'] indices. ``fresh``: a width that is not cut out, so that the layers start anew. ``norms``: factors
+    of the norms' weights by the source's name.
     """
 
-    sizes: dict[str, int]
     fresh: bool
     head_size: int | None = None
     hidden: torch.Tensor | None = None
     heads: list[torch.Tensor] | None = None
+    shared: list[torch.Tensor] | None = None
     neurons: list[torch.Tensor] | None = None
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
-def _plan(
-    shape: Student,
-    source: nn.Module,
-    own: dict[str, int],
-    layers: list[int],
-    importance: pruning.Importance | None,
-) -> Plan:
+def _is_fresh(shape: Student, own: Mapping[str, int], cut: bool) -> bool:
+    return (shape.hidden_size or own["hidden_size"]) != own["hidden_size"] and not cut
+
+
+def _sizes(shape: Student, own: Mapping[str, int], *, fresh: bool, speaks: bool) -> dict[str, int]:
+    """The asked sizes but for the layers; ``speaks``: a language model, whose heads are as wide as it says."""
     sizes = {name: getattr(shape, name) or own[name] for name in ("hidden_size", "heads", "intermediate_size")}
-    hidden, heads, neurons = sizes.values()
-    fresh = hidden != own["hidden_size"] and importance is None
-    if (fresh or heads > own["heads"]) and hidden % heads:
+    hidden, heads, _ = sizes.values()
+    if (fresh or heads > own["heads"]) and hidden % heads and not speaks:
         raise BadInput(
             f"distill.student: {heads} heads do not divide hidden_size {hidden}", todo="Choose heads that divide it."
         )
@@ -327,19 +359,35 @@ def _plan(
                 f"distill.student.{name} is {value}, its source has {own[name]}",
                 todo="Take at most that much, or set distill.student.model.",
             )
-    if fresh or sizes == {name: own[name] for name in sizes}:
-        return Plan(sizes, fresh)
+    return sizes
+
+
+def _plan(config: Any, source: nn.Module, layers: list[int], importance: pruning.Importance | None) -> Plan:
+    names = ("hidden_size", "heads", "intermediate_size")
+    sizes, own = ({name: read(one, name) for name in names} for one in (config, source.config))
+    narrower = {name for name in names if sizes[name] < own[name]}
+    fresh = sizes["hidden_size"] != own["hidden_size"] and importance is None
+    if fresh or sizes == own:
+        return Plan(fresh)
     found, roles = pruning.encoder(source)
-    best = pruning.best
+    size = pruning.head_shape(found[0], roles)[1]
+    shared = found[0].get_submodule(roles.value).out_features // size
     head_scores = [importance.heads[i] if importance else pruning.head_norms(found[i], roles) for i in layers]
     neuron_scores = [importance.neurons[i] if importance else pruning.neuron_norms(found[i], roles) for i in layers]
+    queries, keys = zip(*(pruning.best_heads(scores, sizes["heads"], shared) for scores in head_scores), strict=True)
+    hidden = pruning.best(importance.hidden, sizes["hidden_size"]) if importance and "hidden_size" in narrower else None
     return Plan(
-        sizes,
         fresh,
-        head_size=pruning.head_shape(found[0], roles)[1],
-        hidden=best(importance.hidden, hidden) if importance and hidden < own["hidden_size"] else None,
-        heads=[best(scores, heads) for scores in head_scores] if heads < own["heads"] else None,
-        neurons=[best(scores, neurons) for scores in neuron_scores] if neurons < own["intermediate_size"] else None,
+        head_size=size,
+        hidden=hidden,
+        heads=list(queries) if "heads" in narrower else None,
+        shared=list(keys) if "heads" in narrower else None,
+        neurons=[pruning.best(scores, sizes["intermediate_size"]) for scores in neuron_scores]
+        if "intermediate_size" in narrower
+        else None,
+        norms={}
+        if hidden is None or importance is None
+        else {name: pruning.refitted(energy, hidden) for name, energy in importance.energy.items()},
     )
 
 
@@ -361,9 +409,9 @@ def _layers_to_take(shape: Student, of: int) -> list[int]:
 
 
 def _field(config: Any, name: str) -> str:
-    for field in NAMES[name]:
-        if hasattr(config, field):
-            return field
+    for known in NAMES[name]:
+        if hasattr(config, known):
+            return known
     raise BadInput(
         f"a {type(config).__name__} has no {NAMES[name][0]}, so no student can be cut out of it",
         todo="Set distill.student.model to a small model.",
@@ -407,15 +455,35 @@ def _is_marked(config: Any) -> bool:
     return any(getattr(config, name, None) for name in (RANK, HEAD_SIZE))
 
 
-def _mark_heads(config: Any, plan: Plan) -> None:
+def _mark_heads(config: Any, source: Any, *, fresh: bool) -> None:
     """Say in the configuration how wide a head is, where it is not the width over the number of heads."""
-    if plan.head_size is None and not plan.fresh:
+    hidden, heads = read(config, "hidden_size"), read(config, "heads")
+    if config.model_type in pruning.DECODERS:
+        size = getattr(source, "head_dim", None) or read(source, "hidden_size") // read(source, "heads")
+        config.num_key_value_heads = pruning.grouped(heads, read(source, "heads"), source.num_key_value_heads)
+        if hasattr(config, "head_dim") or size * heads != hidden:
+            config.head_dim = size
+        _validate(config)
         return
     field = "head_dim" if config.model_type == "vit" else HEAD_SIZE  # a ViT's own configuration knows it
-    if plan.head_size is not None and plan.head_size * plan.sizes["heads"] != plan.sizes["hidden_size"]:
-        setattr(config, field, plan.head_size)
+    size = getattr(source, field, None) or read(source, "hidden_size") // read(source, "heads")
+    if not fresh and size * heads != hidden:
+        setattr(config, field, size)
     elif hasattr(config, field):
         delattr(config, field)
+
+
+def _validate(config: Any) -> None:
+    """Refuse what transformers would not load again."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:  # of its validators, which have no class in common
+        told = (str(error.__cause__ or error).strip().splitlines() or [""])[-1].strip()
+        raise BadInput(
+            f"transformers refuses a {config.model_type} of this shape: {told}",
+            where="distill.student",
+            todo="Choose other hidden_size and heads.",
+        ) from None
 
 
 def _build(config: Any, model_class: Any) -> nn.Module:
@@ -442,11 +510,11 @@ def _rows(source: Any, config: Any, kept: Sequence[int] | None, max_positions: i
     pad = getattr(config, "pad_token_id", None)
     if kept is not None:
         rows[_name(source, _words(source))] = torch.tensor(kept)
-        new = {old: id for id, old in enumerate(kept)}
+        head = source.get_output_embeddings()
+        if head is not None:  # of a language model
+            rows |= {f"{_module(source, head)}.{name}": torch.tensor(kept) for name, _ in head.named_parameters()}
         config.vocab_size = len(kept)
-        for field, value in list(config.to_dict().items()):
-            if field.endswith("_token_id") and isinstance(value, int):
-                setattr(config, field, new.get(value))
+        _renumber(config, kept)
     tables = {n: m for n, m in source.named_modules() if n.endswith("position_embeddings") and type(m) is nn.Embedding}
     for name, table in tables.items():
         behind = table.padding_idx is not None  # RoBERTa counts positions from behind the padding's id
@@ -458,6 +526,28 @@ def _rows(source: Any, config: Any, kept: Sequence[int] | None, max_positions: i
         rows[f"{name}.weight"] = torch.arange(shift, shift + size)
         config.max_position_embeddings = size
     return rows
+
+
+def _token_fields(config: Any) -> dict[str, list[int]]:
+    """Fields of a configuration that name tokens by their ids."""
+    found: dict[str, list[int]] = {}
+    for name, value in config.to_dict().items():
+        ids = [value] if isinstance(value, int) else value
+        if name.endswith(TOKEN_FIELDS) and isinstance(ids, list) and all(isinstance(id, int) for id in ids):
+            found[name] = ids
+    return found
+
+
+def _renumber(config: Any, kept: Sequence[int]) -> None:
+    """Write the new ids of tokens into a configuration; None where none of them is left."""
+    new = {old: id for id, old in enumerate(kept)}
+    for name, ids in _token_fields(config).items():
+        left = [new[id] for id in ids if id in new]
+        setattr(config, name, (left if isinstance(getattr(config, name), list) else left[0]) if left else None)
+
+
+def _module(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
 
 
 def _words(model: Any) -> nn.Embedding:
@@ -487,9 +577,11 @@ def _start_from(student: nn.Module, source: Any, layers: list[int], plan: Plan, 
     roles = None if plan.head_size is None else pruning.encoder(source)[1]
     state, fresh = student.state_dict(), set()
     for name, mine in state.items():
+        origin = name
         if name.startswith(path):
             index, _, rest = name.removeprefix(path).partition(".")
-            found = None if plan.fresh else theirs.get(f"{path}{layers[int(index)]}.{rest}")
+            origin = f"{path}{layers[int(index)]}.{rest}"
+            found = None if plan.fresh else theirs.get(origin)
             if found is not None and roles is not None:
                 found = _cut_layer(found, roles.axes(rest), plan, int(index))
         else:
@@ -502,11 +594,11 @@ def _start_from(student: nn.Module, source: Any, layers: list[int], plan: Plan, 
             if found is not None and name == words and found.shape[1] > mine.shape[1]:
                 found = reduce_embedding(found, mine.shape[1])
         if found is not None and found.shape == mine.shape:
-            state[name] = found.clone()
+            state[name] = found * plan.norms.get(origin.removesuffix(".weight"), 1.0)
         else:
             fresh.add(name)
     student.load_state_dict(state)
-    if plan.fresh and plan.sizes["hidden_size"] < NARROW:
+    if plan.fresh and read(student.config, "hidden_size") < NARROW:
         for name, module in student.named_modules():
             if isinstance(module, nn.Linear) and f"{name}.weight" in fresh:
                 nn.init.normal_(module.weight, std=FRESH_GAIN / module.in_features**0.5)
@@ -517,6 +609,8 @@ def _cut_layer(tensor: torch.Tensor, axes: tuple[str, str], plan: Plan, layer: i
     keep = {
         "hidden": plan.hidden,
         "heads": None if plan.heads is None else pruning.spread(plan.heads[layer], plan.head_size),
+        "shared": None if plan.shared is None else pruning.spread(plan.shared[layer], plan.head_size),
+        "same": None,
         "neurons": None if plan.neurons is None else plan.neurons[layer],
     }
     for axis in range(tensor.ndim):

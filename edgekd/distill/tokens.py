@@ -10,7 +10,7 @@ draws), or whole from the teacher beside it. Terms on hidden states and relation
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from edgekd.errors import BadInput
 from edgekd.losses import _tokens
 from edgekd.teach import sparse
 from edgekd.teach.knowledge import capture
-from edgekd.teach.transformers import inputs_of
+from edgekd.teach.transformers import Encoded, inputs_of
 
+DROPPED = "dropped"  # in the history: what the teacher gives to tokens that the student lacks
 WHOLE = "whole"  # the knowledge of a teacher that is at hand: a `_tokens.Dense`
 
 
@@ -64,11 +65,23 @@ class TokenRows(Rows):
     """Rows of a language model. ``kept`` names what the cache holds; ``vocabulary`` are the tokenizer's tokens.
 
     ``packing`` puts several rows into one: positions start anew with each, so that attention keeps them apart.
+    ``ids`` [V] is the student's id of each of the teacher's tokens, -1 for one that it lacks; None where they are the
+    same. Rows that the two cut differently are not compared.
     """
 
     kept: str = ""
     vocabulary: int = 0
     packing: int = 0  # tokens of a packed row; 0 packs nothing
+    ids: torch.Tensor | None = None
+
+    @property
+    def words(self) -> int:
+        """The student's tokens; ``vocabulary`` are the teacher's."""
+        return self.vocabulary if self.ids is None else int(self.ids.max()) + 1
+
+    def shared(self, numbers: Sequence[int]) -> list[int]:
+        """Places in a batch of rows that student and teacher cut alike."""
+        return [i for i, row in enumerate(numbers) if self.aligned is None or self.aligned[row]]
 
     def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
         if not self.packing:
@@ -109,14 +122,72 @@ class TokenRows(Rows):
         ]
         return {"input_ids": ids, "position_ids": positions, "rows": torch.tensor(rows)}, at
 
-    def goal(self, knowledge: sources.Knowledge, device: torch.device) -> _tokens.Dense | _tokens.Sparse:
-        """The teacher's distributions of the learned tokens, in the order of ``right``."""
+    def told(self, numbers: Sequence[int]) -> sources.Knowledge:
+        """What the teacher knows of those of these rows that it cuts alike; nothing without a teacher or such rows."""
+        shared = self.shared(numbers)
+        return self.source([numbers[i] for i in shared]) if self.source is not None and shared else {}
+
+    def goal(
+        self, knowledge: sources.Knowledge, numbers: Sequence[int], device: torch.device
+    ) -> _tokens.Dense | _tokens.Sparse | None:
+        """The teacher's distributions of the learned tokens, in the order of ``right``, over the student's tokens.
+
+        ``knowledge`` is of the ``shared`` ones of these rows; None where there are none.
+        """
+        if not knowledge:
+            return None
+        counts = self._compared(numbers, device)
         if WHOLE in knowledge:
             dense: _tokens.Dense = knowledge[WHOLE]
-            return dense
+            theirs = dense.head if self.ids is None else _rows(dense.head, self.ids)
+            return _tokens.Dense(_spread(dense.hidden, counts), theirs, counts)
         how = sparse.kind(self.kept, self.vocabulary)
         ids, log_p = sparse.decode(torch.cat(knowledge[self.kept]), how)
-        return _tokens.Sparse(ids.to(device), log_p.to(device), tail=how.name == "top")
+        tail = how.name == "top"
+        if self.ids is None:
+            places, values = (_spread(one.to(device), counts) for one in (ids, log_p))
+            return _tokens.Sparse(places, values, tail, counts)
+        places, values, lost = (_spread(one.to(device), counts) for one in sparse.among(ids, log_p, self.ids))
+        left = lost < 1 - sparse.LEAST
+        return _tokens.Sparse(places, values, tail, left if counts is None else left & counts, lost)
+
+    def _compared(self, numbers: Sequence[int], device: torch.device) -> torch.Tensor | None:
+        """Which learned tokens are in rows that both cut alike, [N]; None for all."""
+        if self.aligned is None:
+            return None
+        sizes = [len(self.task.places(self.encoded[row])) for row in numbers]
+        return self.aligned[list(numbers)].repeat_interleave(torch.tensor(sizes)).to(device)
+
+
+def _spread(some: torch.Tensor, counts_N: torch.Tensor | None) -> torch.Tensor:
+    """Rows at the places that count, [N, ...]; zeros elsewhere."""
+    if counts_N is None:
+        return some
+    found = some.new_zeros(len(counts_N), *some.shape[1:])
+    found[counts_N] = some
+    return found
+
+
+def _rows(whole: _tokens.Head, ids_V: torch.Tensor) -> _tokens.Head:
+    """The part of a teacher's head that the student has, in its order."""
+    held = (ids_V >= 0).nonzero()[:, 0]
+    olds = held[ids_V[held].argsort()].to(whole.weight.device)
+    return replace(whole, weight=whole.weight[olds], bias=None if whole.bias is None else whole.bias[olds])
+
+
+def renumbered(task: Any, outputs: Sequence[torch.Tensor], ids: Sequence[int]) -> list[torch.Tensor]:
+    """The teacher's outputs by row, with the student's ids of its tokens."""
+    return [torch.from_numpy(task.renumbered(one.numpy(), ids)) for one in outputs]
+
+
+def alike(mine: Sequence[Encoded], theirs: Sequence[Encoded], ids: Sequence[int] | None) -> list[bool]:
+    """Which rows student and teacher cut into the same tokens, of which they learn the same."""
+
+    def same(one: Encoded, other: Encoded) -> bool:
+        told = other["input_ids"] if ids is None else [ids[id] for id in other["input_ids"]]
+        return bool(one["input_ids"] == told and one["learn"] == other["learn"])
+
+    return [same(one, other) for one, other in zip(mine, theirs, strict=True)]
 
 
 class OnlineTokens(sources.Online):
@@ -160,10 +231,10 @@ def values(
         soft=(1 - alpha) * term.weight if term else 0.0,
         hard=alpha,
         temperature=temperature,
-        vocabulary=rows.vocabulary,
+        vocabulary=rows.words,
     )
-    teacher = rows.source(numbers) if outputs or others else {}
-    goal = rows.goal(teacher, right_N.device) if term else None
+    teacher = rows.told(numbers) if outputs or others else {}
+    goal = rows.goal(teacher, numbers, right_N.device) if term else None
     names = sorted({link.student for one in others for link in one.links})
     with capture(bare.student.base_model, names) as captured:
         loss, parts = model(tokens=Tokens(at_2N, right_N, goal, how), **inputs)
@@ -172,12 +243,14 @@ def values(
         found["hard"] = (0.0, loss.new_tensor(parts["hard"]))
     if term:
         found[outputs[0].name] = (0.0, loss.new_tensor(parts["soft"]))
-    if others:
+        if rows.ids is not None:
+            found[DROPPED] = (0.0, loss.new_tensor(parts["dropped"]))
+    if others and (shared := rows.shared(numbers)):
         theirs = _moved({link.teacher: teacher[link.teacher] for one in others for link in one.links}, loss.device)
-        everyone = torch.ones(len(numbers), dtype=torch.bool, device=loss.device)
+        everyone = torch.ones(len(shared), dtype=torch.bool, device=loss.device)
+        mine, mask_BS = {name: value[shared] for name, value in captured.items()}, inputs["attention_mask"][shared]
         for one in others:
-            mask_BS = inputs["attention_mask"]
-            value = one.value(rows.task, captured, theirs, mask_BS, everyone, bare.projections, temperature)
+            value = one.value(rows.task, mine, theirs, mask_BS, everyone, bare.projections, temperature)
             found[one.name] = ((1 - alpha) * one.term.weight, value)
     return loss, found
 

@@ -34,7 +34,7 @@ from edgekd.recipe import Distill, Term
 from edgekd.teach.knowledge import capture
 from edgekd.teach.transformers import Encoded, length, pad, paired
 
-COMPLETE = "COMPLETE"
+COMPLETE, BEST = "COMPLETE", "best.safetensors"
 BUCKET = 50  # batches that are sorted by length together
 LOG_EVERY = 25
 SHARES_EVERY = 8 * LOG_EVERY  # steps between measurements of each term's gradient
@@ -65,6 +65,10 @@ class Rows:
         """Padded model inputs and the row numbers (everything else is looked up by them)."""
         batch = pad([self.encoded[row] for row in rows], self.pad_token_id, self.task.INPUTS)
         return {**batch, "rows": torch.tensor(rows)}
+
+    def sampler(self, batch_size: int, seed: int) -> Sampler[int]:
+        """Their order, epoch by epoch."""
+        return LengthGrouped([length(one) for one in self.encoded], batch_size, seed, self.task.GROUP)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,10 @@ def _key(name: str, link: Link) -> str:
 class Learner(nn.Module):
     """The student with the projections of its lessons: what is trained. Only ``student`` is kept."""
 
+    _keys_to_ignore_on_save = (
+        None  # asked for where a checkpoint lacks a key: that of a tied matrix, which is in it once
+    )
+
     def __init__(self, student: nn.Module, projections: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.student, self.projections = student, nn.ModuleDict(projections)
@@ -150,6 +158,24 @@ class Learner(nn.Module):
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Passed on to the student."""
         self.student.activation_checkpointing_enable(**settings)
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint lacks: a tied matrix's other name, what is frozen; the Trainer asks when it loads one."""
+        state = self.state_dict()
+        kept = once(state).keys() - frozen(self)
+        return [name for name in state if name not in kept]
+
+    def tie_weights(self) -> None:
+        """Nothing to do: the two names are of one parameter."""
+
+
+def once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, a tied one only under its first name."""
+    kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
+    for name, value in state.items():
+        kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value))
+    return dict(kept.values())
 
 
 def learner(
@@ -251,7 +277,26 @@ def values(
     return outputs, found
 
 
-class Distiller(Trainer):
+class Judged:
+    """A trainer that evaluates the student by ``judge``, whatever its data sets are."""
+
+    judge: Callable[[nn.Module], dict[str, float]]
+
+    def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+        student = student_in(self.accelerator.unwrap_model(self.model))
+        found = {f"eval_{name}": value for name, value in self.judge(student).items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+
+def student_in(model: Any) -> nn.Module:
+    """The student in what training has wrapped around it."""
+    inside = getattr(model, "module", model)
+    return inside.student if isinstance(inside, Learner) else inside
+
+
+class Distiller(Judged, Trainer):
     """transformers.Trainer with the distillation loss; evaluates by ``judge`` and keeps the best weights."""
 
     def __init__(
@@ -262,18 +307,17 @@ class Distiller(Trainer):
         alpha: Callable[[float], float],
         judge: Callable[[nn.Module], dict[str, float]],
         measure: Callable[..., Any],
+        section: str,
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
         self.lessons, self.settings, self.alpha, self.judge = lessons, settings, alpha, judge
-        self.measure = measure
+        self.measure, self.section = measure, section
         self.terms: dict[str, list[torch.Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, *_: Any) -> LengthGrouped:
-        rows = self.train_dataset
-        lengths = [length(one) for one in rows.encoded]
-        return LengthGrouped(lengths, self.args.per_device_train_batch_size, self.args.seed, rows.task.GROUP)
+    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+        return self.train_dataset.sampler(self.args.per_device_train_batch_size, self.args.seed)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         numbers = inputs.pop("rows").tolist()
@@ -292,8 +336,8 @@ class Distiller(Trainer):
         if not torch.isfinite(loss):
             raise BadInput(
                 f"the training diverged: its loss is {loss.item()} in step {self.state.global_step + 1}",
-                where="distill",
-                todo=f"Lower distill.learning_rate (it is {self.args.learning_rate:g}).",
+                where=self.section,
+                todo=f"Lower {self.section}.learning_rate (it is {self.args.learning_rate:g}).",
             )
         return (loss, outputs) if return_outputs else loss
 
@@ -313,23 +357,13 @@ class Distiller(Trainer):
         for name, norm in norms.items():
             self._note(f"{name}_gradient_share", norm / total if total > 0 else torch.zeros(()))
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        found = {
-            f"eval_{name}": value
-            for name, value in self.judge(self.accelerator.unwrap_model(self.model).student).items()
-        }
-        self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """As the Trainer saves a model that is not transformers' own, but a tied matrix only once."""
+        """As the Trainer saves a model that is not transformers' own, but a tied matrix once, and nothing frozen."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
-        for name, value in (self.model.state_dict() if state_dict is None else state_dict).items():
-            kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value.contiguous()))
-        save_file(dict(kept.values()), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        state, left = once(self.model.state_dict() if state_dict is None else state_dict), frozen(self.model)
+        whole = {name: value.contiguous() for name, value in state.items() if name not in left}
+        save_file(whole, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
@@ -358,7 +392,7 @@ class Keeper(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         seen = evaluations(state.log_history)
         if best_of(seen, self.better) is seen[-1] and state.is_world_process_zero:
-            save_best(model.student if isinstance(model, Learner) else model.module.student, self.scratch)
+            save_best(student_in(model), self.scratch)
         if stalled(seen, self.better, self.patience):
             control.should_training_stop = True
         told = {key.removeprefix("eval_"): value for key, value in seen[-1].items() if key.startswith("eval_")}
@@ -385,10 +419,18 @@ def stalled(seen: list[dict[str, Any]], better: Callable[[dict[str, float]], tup
     return bool(seen) and len(seen) - 1 - seen.index(best_of(seen, better)) >= patience
 
 
+def frozen(model: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained."""
+    return {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
 def save_best(model: nn.Module, scratch: Path) -> None:
     temporary = scratch / "best.tmp"
-    save_model(model, str(temporary))
-    temporary.replace(scratch / "best.safetensors")
+    if frozen(model):
+        save_file({name: one.detach() for name, one in model.named_parameters() if one.requires_grad}, str(temporary))
+    else:
+        save_model(model, str(temporary))
+    temporary.replace(scratch / BEST)
 
 
 def lessons_of(terms: Sequence[Term], links: Callable[[Term], Sequence[tuple[str, str]]]) -> list[Lesson]:
@@ -418,39 +460,17 @@ def train(
     evaluated: Evaluated = not_told,
     measure: Callable[..., Any] = values,
     kind: type[Learner] = Learner,
+    section: str = "distill",
 ) -> list[dict[str, Any]]:
     """Train ``student`` in place to its best evaluated weights; returns the logged history.
 
     ``measure`` computes the parts of the loss (see ``values``) of what ``kind`` wraps the student in. Without a
     source (the baseline) only hard labels count. Found checkpoints under ``scratch`` are resumed from (complete ones
-    only).
+    only). ``section`` of the recipe is named where training diverges.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    log_every = min(LOG_EVERY, settings.checkpoint_every)
     taught = rows.source is not None
     arguments = TrainingArguments(
-        output_dir=str(scratch),
-        max_steps=max_steps,
-        per_device_train_batch_size=max(1, settings.batch_size // processes.count()),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=round(settings.warmup * max_steps),
-        lr_scheduler_type=settings.schedule,
-        logging_steps=log_every,
-        save_steps=max(1, settings.checkpoint_every // log_every) * log_every,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=evaluate_every,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        logging_nan_inf_filter=False,
+        **common(settings, max_steps=max_steps, evaluate_every=evaluate_every, seed=seed, scratch=scratch),
         ddp_find_unused_parameters=True,
         **({"activation_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
@@ -467,13 +487,54 @@ def train(
         alpha=(lambda share: _between(settings.alpha, settings.alpha_end, share)) if taught else (lambda share: 1.0),
         judge=judge,
         measure=measure,
+        section=section,
     )
+    history = fit(trainer, scratch, better, settings.patience)
+    load_model(student, str(scratch / BEST), strict=not frozen(student))
+    return history
+
+
+def common(settings: Distill, *, max_steps: int, evaluate_every: int, seed: int, scratch: Path) -> dict[str, Any]:
+    """The arguments that every training of a student has."""
+    log_every = min(LOG_EVERY, settings.checkpoint_every)
+    return {
+        "output_dir": str(scratch),
+        "max_steps": max_steps,
+        "per_device_train_batch_size": max(1, settings.batch_size // processes.count()),
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "warmup_steps": round(settings.warmup * max_steps),
+        "lr_scheduler_type": settings.schedule,
+        "logging_steps": log_every,
+        "save_steps": max(1, settings.checkpoint_every // log_every) * log_every,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": evaluate_every,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not torch.accelerator.is_available(),
+        "bf16": settings.precision == "bf16",
+        "fp16": settings.precision == "fp16",
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "logging_nan_inf_filter": False,
+    }
+
+
+def fit(
+    trainer: Trainer, scratch: Path, better: Callable[[dict[str, float]], tuple[float, ...]], patience: int
+) -> list[dict[str, Any]]:
+    """Train from the last complete checkpoint to the end; returns the logged history, and leaves ``BEST``."""
+    scratch.mkdir(parents=True, exist_ok=True)
     trainer.remove_callback(_printer())
     checkpoint = _last_complete(scratch, trainer.args.process_index == 0)
+    trainer.args.eval_on_start &= checkpoint is None  # what was evaluated stands in the history
     trainer.accelerator.wait_for_everyone()
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else TrainerState()
     seen = evaluations(state.log_history)
-    if state.global_step >= max_steps or stalled(seen, better, settings.patience):
+    if state.global_step >= trainer.args.max_steps or stalled(seen, better, patience):
         # The Trainer asks whether it is done only after a step, and would take one too many.
         trainer.state = state
         trainer._load_from_checkpoint(str(checkpoint))
@@ -483,7 +544,6 @@ def train(
     if not seen or seen[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
-    load_model(student, str(scratch / "best.safetensors"))
     return [_without_clock(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
 

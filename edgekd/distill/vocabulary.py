@@ -19,8 +19,10 @@ from typing import Any
 
 from edgekd.errors import BadInput
 
+SPOKEN = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # the parts that decide how a text is cut
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation)
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))  # the pieces of byte fallback
+TRIMMED = ("WordPiece", "BPE", "Unigram")
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "preprocessor_config.json")  # files without ids
 
 
@@ -30,6 +32,12 @@ class Trimmed:
 
     tokenizer: dict[str, Any]
     kept: list[int]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The parsed tokenizer.json of a folder."""
+    found: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return found
 
 
 def count(encoded_ids: Iterable[Iterable[int]]) -> Counter[int]:
@@ -47,11 +55,12 @@ def trim(
     *,
     others: Mapping[int, int] | None = None,
     size: int = 0,
+    always: Iterable[int] = (),
 ) -> Trimmed:
     """Keep the most frequent tokens that make up ``coverage`` of all counted ones, and what they need.
 
     A vocabulary smaller than ``size`` is filled up to it with the most frequent tokens of ``others`` (and, beyond
-    ``size``, with what these are merged from).
+    ``size``, with what these are merged from). ``always`` are ids that stay whatever the text is.
 
     ``tokenizer`` is a parsed tokenizer.json; it is not changed. Special and added tokens do not count as text and
     always stay. So do the single characters of ASCII and of every counted token (for byte-level models all 256
@@ -63,7 +72,7 @@ def trim(
     model = tokenizer["model"]
     pieces = _pieces(model)
     tokens = {id: token for token, id in pieces.items()}
-    fixed = {token["id"] for token in tokenizer["added_tokens"]}
+    fixed = {token["id"] for token in tokenizer["added_tokens"]} | (tokens.keys() & set(always))
     if model.get("unk_token") in pieces:
         fixed.add(pieces[model["unk_token"]])
     if model.get("unk_id") is not None:
@@ -87,6 +96,51 @@ def trim(
         _close(kept, model, pieces)
     order = sorted(kept)
     return Trimmed(_rewritten(tokenizer, {old: new for new, old in enumerate(order)}), order)
+
+
+def are_others(theirs: Path, mine: Path) -> bool:
+    """Whether a student's tokens are neither the teacher's nor some of them. Both are tokenizer folders."""
+    source, made = read(theirs), read(mine)
+    return bool(made["model"] != source["model"] and renumbering(source, made) is None)
+
+
+def new_ids(theirs: Path, mine: Path) -> list[int] | None:
+    """The student's ids of the teacher's tokens (-1: it lacks that one) where its vocabulary is trimmed; else None.
+
+    Both are tokenizer folders. Raises BadInput for a student with other tokens: its distributions have no ids in common
+    with the teacher's.
+    """
+    source, made = read(theirs), read(mine)
+    if made["model"] == source["model"]:
+        return None
+    found = renumbering(source, made)
+    if found is None:
+        raise BadInput(
+            "its tokens are not the teacher's, so the two distributions cannot be compared",
+            where="distill.student.model",
+            todo="Learn from the teacher's answers instead (teacher.endpoint), let it write (distill.on_policy), "
+            "or take a student of its family.",
+        )
+    return found
+
+
+def renumbering(source: Mapping[str, Any], made: Mapping[str, Any]) -> list[int] | None:
+    """The new id of each of a tokenizer's tokens, -1 for those that are gone; None where ``made`` is another tokenizer.
+
+    Both are parsed tokenizer.json files; ``made`` is one that ``trim`` makes of ``source``.
+    """
+    kinds = {one["model"]["type"] for one in (source, made)}
+    if len(kinds) > 1 or not kinds <= set(TRIMMED):
+        return None
+    old, new = _ids(source), _ids(made)
+    ids = {id: new[token] for token, id in old.items() if token in new}
+    needed = {token["id"] for token in source["added_tokens"]}
+    if len(ids) != len(new) or not needed <= ids.keys():
+        return None
+    again = _rewritten({name: source.get(name) for name in SPOKEN}, ids)
+    if any(again[name] != made.get(name) for name in SPOKEN):
+        return None
+    return [ids.get(id, -1) for id in range(max(old.values()) + 1)]
 
 
 def outside(old: Any, new: Any, kept: Sequence[int], texts: Sequence[str]) -> dict[str, float]:
@@ -132,15 +186,20 @@ def write(source: Path, trimmed: Trimmed, out: Path) -> None:
 
 
 def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
-    if model["type"] in ("WordPiece", "BPE"):
-        return dict(model["vocab"])
+    if model["type"] not in TRIMMED:
+        raise BadInput(
+            f"the vocabulary of a {model['type']} tokenizer cannot be trimmed",
+            where="distill.student.vocabulary",
+            todo="Leave it out; WordPiece, BPE and Unigram tokenizers can be trimmed.",
+        )
     if model["type"] == "Unigram":
         return {piece: id for id, (piece, _) in enumerate(model["vocab"])}
-    raise BadInput(
-        f"the vocabulary of a {model['type']} tokenizer cannot be trimmed",
-        where="distill.student.vocabulary",
-        todo="Leave it out; WordPiece, BPE and Unigram tokenizers can be trimmed.",
-    )
+    return dict(model["vocab"])
+
+
+def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """All tokens of a tokenizer, those beside its model included."""
+    return _pieces(tokenizer["model"]) | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
 def _frequent(counts: Mapping[int, int], coverage: float) -> set[int]:

@@ -54,6 +54,7 @@ class Writer(Protocol):
     accepts: frozenset[str]  # schemes that it carries faithfully
     refuses: Mapping[str, str]  # why not, for the others: half a sentence for the user
     runs: bool  # whether this host has a runtime for it
+    block: int  # its quantized matrices have inputs in blocks of so many; 1: any number
 
     def check(self, config: Any) -> None:
         """Raise BadInput for a transformers configuration that it cannot write. Reads nothing else."""
@@ -155,6 +156,23 @@ def check_type(config: Any, known: Sequence[str], runtime: str) -> None:
             where="config.json",
             todo="Set use_sliding_window false.",
         )
+
+
+def check_widths(config: Any, block: int, target: str) -> None:
+    """Raise BadInput for a configuration whose matrices have inputs that do not fill the blocks of a target."""
+    heads = config.num_attention_heads
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        f"heads ({heads} of {head_dim(config)})": heads * head_dim(config),
+    }
+    for name, size in sizes.items():
+        if size % block:
+            raise BadInput(
+                f"{target} holds quantized matrices in blocks of {block} inputs; {name} makes {size}",
+                where="distill.student",
+                todo=f"Make it a multiple of {block}, or drop the target.",
+            )
 
 
 def head_dim(config: Any) -> int:

@@ -33,6 +33,7 @@ distributions = ("coremltools", "torch")
 accepts = frozenset({"fp32", "w8", "w4"})
 refuses: Mapping[str, str] = {"w8a8-dynamic": "Core ML computes with float activations here; w8 has the same weights"}
 runs = sys.platform == "darwin"
+block = 1
 
 FILE, TOKENIZER = f"model{suffix}", ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 IDS, MASK, LOGITS = "inputIds", "causalMask", "logits"

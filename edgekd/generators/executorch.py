@@ -37,6 +37,7 @@ distributions = ("executorch", "torch")
 accepts = frozenset({"fp32", "w8", "w4", "w8a8-dynamic"})
 refuses: Mapping[str, str] = {}
 runs = True
+block = 1
 
 FILE, TOKENIZER = f"model{suffix}", "tokenizer.json"
 MATRICES, GROUPS = "edgekd_matrices", "edgekd_groups"  # methods: names of matrices, whether there are int4 groups

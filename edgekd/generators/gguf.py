@@ -32,6 +32,7 @@ refuses: Mapping[str, str] = {
     "w8a8-dynamic": "llama.cpp rounds activations by blocks of 32, not by token; w8 has the same weights",
 }
 runs = True
+block = 32
 
 FILE = f"model{suffix}"
 TYPES = ("llama", "qwen2", "qwen3")  # as transformers and llama.cpp call them
@@ -79,7 +80,12 @@ def check(config: Any) -> None:
             todo=f"Known: {', '.join(known)}.",
         )
     if config.model_type == "qwen2" and head_dim(config) * config.num_attention_heads != config.hidden_size:
-        raise BadInput("llama.cpp has no Qwen2 whose heads do not fill hidden_size", where="config.json")
+        raise BadInput(
+            f"llama.cpp has no Qwen2 whose heads ({config.num_attention_heads} of {head_dim(config)}) do not fill "
+            f"hidden_size {config.hidden_size}",
+            where="config.json",
+            todo="Cut hidden_size and heads alike, or drop the target.",
+        )
     if config.model_type == "qwen3" and config.attention_bias:
         raise BadInput("llama.cpp has no Qwen3 with attention_bias", where="config.json")
     if config.hidden_act != "silu":

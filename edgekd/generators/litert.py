@@ -36,6 +36,7 @@ distributions = ("ai-edge-litert", "litert-converter", "litert-lm-builder", "lit
 accepts = frozenset({"fp32", "w8", "w4", "w8a8-dynamic"})
 refuses: Mapping[str, str] = {}
 runs = True
+block = 1
 
 FILE, TOKENIZER = f"model{suffix}", "tokenizer.json"
 DECODE, PREFILL = "decode", "prefill_"

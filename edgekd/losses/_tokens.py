@@ -49,10 +49,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Dense:
-    """A teacher at hand: hidden states [N, E] of the same tokens, and its head [U, E]."""
+    """A teacher at hand: hidden states [N, E] of the same tokens, and its head [U, E].
+
+    ``counts`` [N]: the tokens that are compared with it; None for all.
+    """
 
     hidden: torch.Tensor
     head: Head
+    counts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ class Sparse:
 
     With ``tail`` what is missing to 1 is one more bucket, "any other token": the top K tokens. Without, nothing is
     missing: tokens that were sampled (Anshumann et al. 2025, arXiv:2503.16870). An id with a log-probability of minus
-    infinity fills a row up.
+    infinity fills a row up. ``counts`` as of ``Dense``; ``dropped`` [N]: probability of the teacher that is in none of
+    it, told and not compared.
     """
 
     ids: torch.Tensor
     log_probs: torch.Tensor
     tail: bool = True
+    counts: torch.Tensor | None = None
+    dropped: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,9 @@ def loss(
     """The mean loss over N tokens, with gradients to ``hidden_ND`` and the head, and its parts.
 
     Parts: ``soft`` (nats, with T^2), ``hard`` (nats; its mean is over labels other than -100) and ``dropped``, the
-    teacher's mean probability on padding rows, which is taken away before the comparison. ``labels_N`` are the next
-    tokens. Raises ValueError for no tokens, a divergence without a sparse form and heads smaller than the vocabulary.
+    teacher's mean probability on padding rows and other tokens that the student lacks, which is taken away before the
+    comparison. ``labels_N`` are the next tokens. Raises ValueError for no tokens, a divergence without a sparse form
+    and heads smaller than the vocabulary.
     """
     size = how.vocabulary or len(head.weight)
     if not len(hidden_ND):
@@ -127,7 +135,7 @@ class _Chunked(torch.autograd.Function):
         taught = _Teacher(teacher, size, how.temperature)
         labelled = 0 if labels_N is None else int((labels_N != IGNORED).sum())
         needs = [wanted and need for need in ctx.needs_input_grad[:3]]
-        hidden_g = torch.empty_like(hidden_ND, dtype=torch.float32) if needs[0] else None
+        hidden_g = torch.zeros_like(hidden_ND, dtype=torch.float32) if needs[0] else None
         weight_g = torch.zeros_like(weight_VD, dtype=torch.float32) if needs[1] else None
         bias_g = weight_VD.new_zeros(len(weight_VD), dtype=torch.float32) if needs[2] else None
         parts = torch.zeros(3, dtype=torch.float64)
@@ -226,10 +234,14 @@ def _chunk(
             logits_nV.div_(t)
         if isinstance(taught.teacher, Sparse):
             values, term = _sparse(logits_nV, taught.teacher, some)
+            dropped = 0.0 if taught.teacher.dropped is None else float(taught.teacher.dropped[some].sum())
         else:
             log_p, dropped = taught.log_p(some)
             log_q = logits_nV.sub_(logits_nV.logsumexp(-1, keepdim=True)).clamp_(min=LOWEST)
             values, term = DIVERGENCES[how.divergence](log_q, log_p)
+        if taught.teacher.counts is not None:
+            values.mul_(taught.teacher.counts[some])
+            term.mul_(taught.teacher.counts[some, None])
         soft = float(values.sum()) * how.soft * t**2 / count
         if wanted:
             term.mul_(how.soft * t / count)  # T^2 of the loss, 1 / T of the logits

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,29 +59,37 @@ class Tails:
     """The smallest and the largest of all values seen: exact quantiles near both ends, in little memory.
 
     ``tokens`` is how many tokens will be seen in all; a share ``1 - percentile`` of their values is kept at each end.
+    numpy, because it finds the few values beyond two bounds several times as fast.
     """
 
     def __init__(self, percentile: float, tokens: int) -> None:
-        self.percentile, self.tokens, self.count = percentile, tokens, 0
-        self.low = self.high = torch.empty(0)  # low ascending, high descending
+        self.percentile, self.tokens, self.count, self.keep = percentile, tokens, 0, 0
+        self.kept: Any = np.empty(
+            0, np.float32
+        )  # the ``keep`` values at each end, and what came since they were cut out
+        self.low, self.high = math.inf, -math.inf  # values between them are at neither end
         self.last: torch.Tensor | None = None
 
     def add(self, x: torch.Tensor) -> None:
         """Count the values of ``x`` [..., width]; the same tensor at once again (query, key, value) counts once."""
         if x is self.last:
             return
-        keep = math.ceil((1 - self.percentile) * self.tokens * x.shape[-1]) + 1
-        values, self.last, self.count = x.detach().reshape(-1), x, self.count + x.numel()
-        low = values if len(self.low) < keep else values[values < self.low[-1]]
-        high = values if len(self.high) < keep else values[values > self.high[-1]]
-        self.low, self.high = torch.cat([self.low, low]), torch.cat([self.high, high])
-        self.low = self.low.topk(min(keep, len(self.low)), largest=False).values
-        self.high = self.high.topk(min(keep, len(self.high))).values
+        values = x.detach().float().reshape(-1).numpy()
+        self.last, self.count = x, self.count + len(values)
+        self.keep = math.ceil((1 - self.percentile) * self.tokens * x.shape[-1]) + 1
+        beyond = values < np.float32(self.low)
+        beyond |= values > np.float32(self.high)
+        self.kept = np.concatenate([self.kept, values[np.flatnonzero(beyond)]])
+        if len(self.kept) >= 4 * self.keep:
+            self.kept.partition((self.keep - 1, len(self.kept) - self.keep))
+            self.kept = np.concatenate([self.kept[: self.keep], self.kept[-self.keep :]])
+            self.low, self.high = float(self.kept[self.keep - 1]), float(self.kept[self.keep])
 
     def range(self) -> tuple[float, float]:
         """The two values beyond which a share ``1 - percentile`` lies (nearest rank)."""
-        rank = min(round((1 - self.percentile) * (self.count - 1)), len(self.low) - 1)
-        return self.low[rank].item(), self.high[rank].item()
+        rank = min(round((1 - self.percentile) * (self.count - 1)), self.keep - 1)
+        ordered = np.sort(self.kept)
+        return float(ordered[rank]), float(ordered[-1 - rank])
 
 
 class Histogram:
@@ -131,7 +141,9 @@ def calibrate(
     if not any(True for _ in reference.quantizers(model)):
         return
     batches = same_length_batches(encoded, 16)
-    reference.share_inputs(model, pad([encoded[i] for i in batches[0]], 0, names))
+    shortest = pad([encoded[batches[0][0]]], 0, names)
+    with _observed(model, {}):  # by the float model: nothing is rounded to find out who reads what
+        reference.share_inputs(model, shortest)
     tokens = sum(length(row) for row in encoded) or len(encoded) * _tokens(model, pad([encoded[0]], 0, names))
     share = 1.0 if least_squares else percentile
     tails = {quantizer: Tails(share, tokens) for quantizer in reference.quantizers(model)}
@@ -140,7 +152,8 @@ def calibrate(
     if least_squares:
         seen = {quantizer: Histogram(*one.range()) for quantizer, one in seen.items()}
         _observe(model, [[encoded[i] for i in rows] for rows in batches], seen, names)
-    flat = _before_gelu(model, pad([encoded[i] for i in batches[0]], 0, names))
+    with _observed(model, {}):
+        flat = _before_gelu(model, shortest)
     for quantizer, observer in seen.items():
         low, high = observer.range()
         quantizer.set_range(max(low, GELU_FLAT) if quantizer in flat else low, high)
@@ -157,7 +170,8 @@ def _before_gelu(model: nn.Module, inputs: dict[str, torch.Tensor]) -> set[refer
     def read(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         found.update(quantizer for output, quantizer in made if output is arguments[0])
 
-    hooks = [one.register_forward_hook(note) for one in reference.quantizers(model)]
+    outputs = (layer.output_quantizer for _, layer in reference.layers(model) if layer.kind.output)
+    hooks = [one.register_forward_hook(note) for one in outputs]
     hooks += [m.register_forward_pre_hook(read) for m in model.modules() if type(m).__name__ in GELUS]
     with torch.no_grad():
         model(**inputs)
@@ -173,11 +187,19 @@ def _observe(
     names: Sequence[str],
 ) -> None:
     """One pass of the float model, its tensors shown to the observers."""
-    for quantizer in reference.quantizers(model):
-        quantizer.observer = observers.get(quantizer, _Blind())
-    with torch.no_grad():
+    with _observed(model, observers), torch.inference_mode():
         for rows in batches:
             model(**pad(rows, 0, names))
+
+
+@contextmanager
+def _observed(
+    model: nn.Module, observers: Mapping[reference.ActivationQuantizer, reference.Observer]
+) -> Iterator[None]:
+    """In it, static layers are the float layers that they were, and these quantizers show what reaches them."""
+    for quantizer in reference.quantizers(model):
+        quantizer.observer = observers.get(quantizer, _Blind())
+    yield
     for quantizer in reference.quantizers(model):
         quantizer.observer = None
 

@@ -12,7 +12,7 @@ linear layer, exactly. Any other convolution is refused, because it would stay i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
@@ -33,12 +33,14 @@ SMALL_TABLE = 16  # embedding tables of at most so many rows stay in float (toke
 
 def weight_scale(weight_OI: torch.Tensor, top: int = WMAX) -> torch.Tensor:
     """Symmetric scale of each row, [O] float32: max |w| / ``top`` (a zero row gets the smallest normal step)."""
-    return (weight_OI.detach().float().abs().amax(1) / top).clamp_min(torch.finfo(torch.float32).eps)
+    raw = weight_OI.detach().float()
+    largest_O = torch.maximum(raw.amax(1), raw.amin(1).neg())  # max |w| without a copy of the weights
+    return (largest_O / top).clamp_min(torch.finfo(torch.float32).eps)
 
 
 def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor, top: int = WMAX) -> torch.Tensor:
     """Integers in [-top, top] as float32, rounded half to even."""
-    return (weight_OI.detach().float() / scale_O[:, None]).round().clamp(-top, top)
+    return (weight_OI.detach().float() / scale_O[:, None]).round_().clamp_(-top, top)
 
 
 def short(scale: torch.Tensor) -> torch.Tensor:
@@ -56,7 +58,7 @@ def group_scale(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
 def quantize_groups(weight_OI: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
     """Integers in [-8, 7] as float32, [O, I], rounded half to even."""
     rows = weight_OI.detach().float().reshape(scale_OG.numel(), -1) / scale_OG.reshape(-1, 1)
-    return rows.round().clamp(W4MIN, W4MAX).reshape(weight_OI.shape)
+    return rows.round_().clamp_(W4MIN, W4MAX).reshape(weight_OI.shape)
 
 
 def linear_numbers(
@@ -79,11 +81,38 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, raw: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        return rounded.clone()
+        return rounded.detach()
 
     @staticmethod
     def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         return gradient, None
+
+
+class FakeQuantize(torch.autograd.Function):
+    """``x`` in int8 steps of ``scale`` from ``zero`` (both [1]), and back; gradients as in LSQ+ (arXiv:2004.09576).
+
+    Those of ``scale`` and ``zero`` are multiplied by ``factor``. PyTorch's own kernel for this is not vectorized and
+    takes ten times as long; and where the zero point is negative its backward clips one step beside its forward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: float) -> torch.Tensor:
+        step, at = scale.item(), zero.round().clamp(QMIN, QMAX).item()
+        ctx.save_for_backward(x)
+        ctx.step, ctx.low, ctx.high, ctx.factor = step, QMIN - at, QMAX - at, factor
+        return x.mul(1 / step).round_().clamp_(ctx.low, ctx.high).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        exact = x * (1 / ctx.step)
+        steps = exact.round()
+        clipped = steps.clamp(ctx.low, ctx.high)
+        inside = steps.eq_(clipped)  # 1.0 or 0.0
+        of_x = gradient * inside
+        of_scale = clipped.addcmul_(exact, inside, value=-1).mul_(gradient).sum()
+        of_zero = torch.sub(gradient, of_x, out=exact).sum() * -ctx.step
+        return of_x, (of_scale * ctx.factor).reshape(1), (of_zero * ctx.factor).reshape(1), None
 
 
 class Observer(Protocol):
@@ -125,7 +154,8 @@ class ActivationQuantizer(nn.Module):
             self.observer.add(x)
             return x
         factor = 1.0 / (x.numel() * QMAX) ** 0.5  # gradient scale of LSQ (arXiv:1902.08153, section 2.2)
-        return torch._fake_quantize_learnable_per_tensor_affine(x, self._scale(), self.zero_point, QMIN, QMAX, factor)
+        found: torch.Tensor = FakeQuantize.apply(x, self._scale(), self.zero_point, factor)
+        return found
 
 
 def token_numbers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,7 +173,7 @@ def token_numbers(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def quantize_tokens(x: torch.Tensor, steps: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """int8 integers as float32, rounded half to even."""
-    return ((x * steps).round() + zero).clamp(QMIN, QMAX)
+    return (x * steps).round_().add_(zero).clamp_(QMIN, QMAX)
 
 
 class QATLinear(nn.Linear):
@@ -163,17 +193,21 @@ class QATLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self.kind.activations == "static":
             return self._static(x)
+        return F.linear(*self.operands(x), self.bias)
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and the weights [O, I] as the shipped layer multiplies them (no static activations); gradients pass."""
         if self.kind.activations == "dynamic":
             steps, zero = token_numbers(x.detach())
-            x = StraightThrough.apply(x, (quantize_tokens(x.detach(), steps, zero) - zero) * (1 / steps))
-        return F.linear(x, StraightThrough.apply(self.weight, self._dequantized()), self.bias)
+            x = StraightThrough.apply(x, quantize_tokens(x.detach(), steps, zero).sub_(zero).mul_(1 / steps))
+        return x, StraightThrough.apply(self.weight, self._dequantized())
 
     def _static(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_quantizer(x)
         if self.input_quantizer.observer is not None:  # calibration sees the float model
             return self._output(F.linear(x, self.weight, self.bias))
         weight_q, scale_O, bias_O = linear_numbers(self.weight, self.bias, self.input_quantizer.numbers()[0])
-        weight_OI = StraightThrough.apply(self.weight, weight_q * scale_O[:, None])
+        weight_OI = StraightThrough.apply(self.weight, weight_q.mul_(scale_O[:, None]))
         if self.bias is not None:
             bias_O = StraightThrough.apply(self.bias, bias_O)
         return self._output(F.linear(x, weight_OI, bias_O))
@@ -188,7 +222,7 @@ class QATLinear(nn.Linear):
         if self.kind.group:
             return quantize_groups(self.weight, self.w_scale) * self.w_scale.repeat_interleave(self.kind.group, 1)
         scale_O = weight_scale(self.weight)
-        return quantize_weight(self.weight, scale_O) * scale_O[:, None]
+        return quantize_weight(self.weight, scale_O).mul_(scale_O[:, None])
 
 
 class QATEmbedding(nn.Embedding):

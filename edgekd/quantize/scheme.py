@@ -144,6 +144,11 @@ def generative(name: str, settings: Quantize | None = None) -> Scheme:
     return found
 
 
+def of_task(generates: bool) -> list[Scheme]:
+    """The schemes that a student of a task may have; ``generates``: one that writes text."""
+    return [scheme for name, scheme in SCHEMES.items() if name in GENERATIVE or not generates]
+
+
 def _known(name: str, table: Mapping[str, object], what: str) -> str:
     if name not in table:
         known = list(table)

@@ -92,12 +92,13 @@ def quantized(
     student.requires_grad_(False)
     count = min(settings.calibration_samples, len(encoded["train"]))
     some = random.Random(recipe.seed).sample(encoded["train"], count)
+    found: weights.Numbers = {}  # a library's choice, which every trial of `mixed` would make again
 
     def calibrated(scheme: Scheme) -> nn.Module:
         model = reference.prepare(copy.deepcopy(student), scheme).requires_grad_(True)
         least = settings.calibration == "mse"
         qat.calibrate(model, some, settings.percentile, task.INPUTS, least_squares=least)
-        weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id)
+        weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id, found)
         return model
 
     judge = _judge(task, student, encoded["validation"], splits["validation"], pad_token_id)

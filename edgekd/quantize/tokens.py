@@ -15,7 +15,8 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from edgekd import registry
-from edgekd.artifact import Facts, Inputs, write_json
-from edgekd.data.stage import read_split
+from edgekd import processes, registry
+from edgekd.artifact import SCRATCH, Facts, Inputs, write_json
+from edgekd.data.stage import TRANSFER, read_split
 from edgekd.distill import student as students
+from edgekd.distill import tokens as distilled
+from edgekd.distill.stage import source_of
+from edgekd.distill.vocabulary import new_ids
 from edgekd.errors import BadInput
 from edgekd.outputs import save_outputs
-from edgekd.quantize import reference, weights
+from edgekd.quantize import qat, qat_tokens, reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import LAYERS, Scheme
 from edgekd.recipe import Recipe
-from edgekd.teach.transformers import arrays, at_once, predict
+from edgekd.teach import transformers
+from edgekd.teach.answers import has_answers, read_answers
 
 MODEL, NUMBERS, GOLDEN, REFERENCE = "model", "numbers.safetensors", "golden.json", "reference.safetensors"
 NUMBERS_SCHEMA, GOLDEN_SCHEMA = "edgekd/numbers/1", "edgekd/golden-tokens/1"
@@ -48,8 +53,7 @@ Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> integers int8 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     """Write the generative Program (see docs/architecture.md) to ``out``. Variant: scheme."""
     task: Any = registry.load("tasks", recipe.task)
-    data, distilled = inputs["data"], inputs["distill"]
-    folder, limit = distilled.path / MODEL, recipe.data.max_length
+    data, folder, limit = inputs["data"], inputs["distill"].path / MODEL, recipe.data.max_length
     student = load_student(folder)
     processor = task.processor(folder)
     name = inputs.variant["scheme"]
@@ -57,19 +61,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     rows_of_test = read_split(data.path, "test")
     test = task.encode(processor, rows_of_test, limit)
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": []}
-    rows: Sequence[Any] = []
-    if scheme.name != "fp32":
-        train = task.encode(processor, read_split(data.path, "train"), limit)
-        count = min(recipe.quantize.calibration_samples, len(train))
-        rows = random.Random(recipe.seed).sample(train, count)
-        facts["method"] = "ptq"
-        facts["calibration"] = {"samples": count, "seed": recipe.seed, "weights": recipe.quantize.weights}
-    how = "absmax" if name == "fp32" else recipe.quantize.weights
-    model, numbers, layers = quantized(student, scheme, how, rows, task)
+    if name == "fp32":
+        model, numbers, layers = quantized(student, scheme, "absmax", [], task)
+    else:
+        model, facts = trained(recipe, inputs, task, student, scheme, out / SCRATCH)
+        model, numbers, layers = convert(model)
+    if processes.rank() > 0:
+        return {}
     save(model, numbers, layers, scheme.name, folder, out)
     reference_answers = golden(model, prompts(test))
     write_json(out / GOLDEN, reference_answers)
-    answers = arrays(predict(model, task, test, 0, size=at_once(model, limit)))
+    answers = transformers.arrays(transformers.predict(model, task, test, 0, size=transformers.at_once(model, limit)))
     save_outputs(out / REFERENCE, answers)
     reached = [value for one in reference_answers["logits"] for value in one]
     return {
@@ -81,6 +83,89 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "vocabulary": tokens_of(folder),
         "logit_range": max(reached) - min(reached),
     }
+
+
+def trained(
+    recipe: Recipe, inputs: Inputs, task: Any, student: nn.Module, scheme: Scheme, scratch: Path
+) -> tuple[nn.Module, Facts]:
+    """The student prepared for ``scheme``, its weights chosen and trained, and how it came about.
+
+    Checkpoints lie in ``scratch``.
+    """
+    settings, data, folder = recipe.quantize, inputs["data"], inputs["distill"].path / MODEL
+    processor, vocabulary = task.processor(folder), min(tokens_of(folder), student.config.vocab_size)
+
+    def encode(rows: Sequence[Any]) -> list[Any]:
+        found: list[Any] = task.encode(processor, rows, recipe.data.max_length)
+        return found
+
+    train = read_split(data.path, "train")
+    count = min(settings.calibration_samples, len(train))
+    model = prepare(copy.deepcopy(student), scheme)
+    choose(model, student, scheme, settings.weights, encode(random.Random(recipe.seed).sample(train, count)), task)
+    model.requires_grad_(True).to(transformers.device())
+    student.to(transformers.device())
+    judge = partial(
+        qat_tokens.compared,
+        student=student,
+        task=task,
+        encoded=encode(read_split(data.path, "validation")),
+        vocabulary=vocabulary,
+        size=transformers.at_once(student, recipe.data.max_length),
+    )
+    trace: list[Facts] = []
+    if settings.method in ("ptq", "auto") or not settings.steps:
+        trace = [{"step": 0, **judge(model)}]
+    limit = recipe.gate.max_perplexity_rise.get(scheme.name)
+    if not trace or (settings.method == "auto" and limit is not None and trace[0]["perplexity_rise"] > limit):
+        trace = qat_tokens.train(
+            model,
+            student,
+            _rows(recipe, inputs, task, encode, vocabulary),
+            settings,
+            temperature=recipe.distill.temperature,
+            seed=recipe.seed,
+            scratch=scratch,
+            judge=judge,
+            progress=inputs.progress,
+        )
+    step = qat.chosen(trace)
+    method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
+    calibration = {"samples": count, "seed": recipe.seed, "weights": settings.weights}
+    student.cpu()
+    return model.cpu(), {"method": method, "chosen_step": step, "trace": trace, "calibration": calibration}
+
+
+def _rows(
+    recipe: Recipe, inputs: Inputs, task: Any, encode: Callable[[Sequence[Any]], list[Any]], vocabulary: int
+) -> distilled.TokenRows:
+    """What is trained on: training and transfer text, or an endpoint's answers; with the teacher where it counts."""
+    data, teach, settings, folder = inputs["data"], inputs["teach"], recipe.quantize, inputs["distill"].path / MODEL
+    splits = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
+    answered, texts = has_answers(teach.path), [row for rows in splits.values() for row in rows]
+    encoded = encode(read_answers(teach.path) if answered else texts)
+    compared: dict[str, Any] = {}
+    if settings.method != "qat" and settings.teacher_weight > 0 and not answered:
+        # As in distillation: a trimmed student has other ids, and may cut some rows differently.
+        teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK) if recipe.teach.online else None
+        theirs = task.encode(task.processor(data.path / "tokenizer"), texts, recipe.data.max_length)
+        ids = new_ids(data.path / "tokenizer", folder)
+        same = distilled.alike(encoded, theirs, ids)
+        compared = {
+            "source": source_of(recipe, task, data, teach, list(splits), teacher, []),
+            "aligned": None if all(same) else torch.tensor(same),
+            "vocabulary": data.facts["vocabulary"],
+            "ids": None if ids is None else torch.tensor(ids),
+        }
+    return distilled.TokenRows(
+        task,
+        encoded,
+        targets=(),
+        pad_token_id=inputs["distill"].facts["pad_token_id"],
+        kept=recipe.teach.tokens,
+        packing=recipe.data.max_length if recipe.distill.packing else 0,
+        **{"vocabulary": vocabulary, **compared},
+    )
 
 
 def load_student(folder: Path) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +25,25 @@ from edgekd.quantize.scheme import LAYERS, Scheme
 from edgekd.teach.transformers import Encoded, pad
 
 LIBRARY = ("gptq", "awq")
+Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer name -> integers [O, I], scales [O, I / group]
 FACTORS = torch.linspace(0.7, 1.0, 13)  # shares of the scale that cuts nothing, and of max |w| / 8 on the wider side
 
 
 def choose(
-    model: nn.Module, student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Encoded], task: Any, pad_id: int
+    model: nn.Module,
+    student: nn.Module,
+    scheme: Scheme,
+    how: str,
+    rows: Sequence[Encoded],
+    task: Any,
+    pad_id: int,
+    found: Numbers | None = None,
 ) -> None:
     """Set the scales (and, by a library, the weights) of the int4 layers of ``model`` (prepared) in place.
 
-    ``student`` is the float model it came from, ``rows`` calibrate. Raises Environment where the library is missing.
+    ``student`` is the float model it came from, ``rows`` calibrate. A library works on all of its layers, whatever the
+    scheme's overrides: ``found`` keeps what it chose for further models of one student and group. Raises Environment
+    where the library is missing.
     """
     layers = {name: layer for name, layer in reference.layers(model) if layer.kind.group}
     if not layers:
@@ -42,7 +52,10 @@ def choose(
         for layer in layers.values():
             layer.w_scale.copy_(least_squares(layer.weight, layer.kind.group))
     if how in LIBRARY:
-        for name, (weight_q, scale) in _from_library(student, scheme, how, rows, task, pad_id).items():
+        found = {} if found is None else found
+        if not found:
+            found.update(_from_library(student, scheme, how, rows, task, pad_id))
+        for name, (weight_q, scale) in found.items():
             if name in layers:
                 layers[name].w_scale.copy_(scale)
                 layers[name].weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
@@ -71,7 +84,7 @@ def _error(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _from_library(
     student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Encoded], task: Any, pad_id: int
-) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+) -> Numbers:
     """Layer name -> (integers [O, I], scales [O, I / group]), both float32, as neural-compressor chooses them."""
     if importlib.util.find_spec("neural_compressor") is None:
         raise Environment(
@@ -94,7 +107,7 @@ def _from_library(
     with torch.no_grad():
         for batch in batches:
             prepared(**batch)
-    found = {}
+    found: Numbers = {}
     for name, module in library.convert(prepared).named_modules():
         if hasattr(module, "unpack") and hasattr(module, "scales"):
             numbers = module.unpack()

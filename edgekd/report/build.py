@@ -92,6 +92,7 @@ def document(run: RunFacts) -> Document:
         "student": _distilled(run.student, rows, headline_row(summaries, "student", "fp32")),
         "baseline": _distilled(run.baseline, rows, None) if run.baseline else None,
         "gain": _gain(run, rows),
+        "retention": retention(run.student, run.baseline),
         "artifacts": artifacts,
         "quantization": {
             scheme: {
@@ -126,6 +127,7 @@ def _distilled(facts: Facts, rows: int | None, latency: Facts | None) -> Documen
         "terms": [dict(term) for term in facts.get("terms") or []],
         "rows": dict(facts.get("rows") or {}),
         "vocabulary": facts.get("vocabulary"),
+        "tokenization": facts.get("tokenization"),
         "steps": facts.get("steps"),
         "seconds": facts.get("seconds"),
         "latency": latency,
@@ -181,6 +183,12 @@ def _gain(run: RunFacts, rows: int | None) -> Document | None:
         low, high, method = difference_interval(student, baseline, rows, run.discordant)
         found |= {"ci": [low, high], "method": method}
     return found
+
+
+def retention(student: Facts, baseline: Facts | None) -> list[Document]:
+    """What the student kept, by data set: metrics before training and after it, and after the baseline's."""
+    without = {row["data"]: row["after"] for row in (baseline or {}).get("retention") or []}
+    return [{**row, "baseline": without.get(row["data"])} for row in student.get("retention") or []]
 
 
 def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Sequence[Facts]) -> Document:

@@ -20,6 +20,7 @@ Document = Mapping[str, Any]
 WORDS = {"pass": "passes", "fail": "fails the gate", "failed": "did not come out"}
 NBSP = "\u00a0"  # keeps number and unit on one line
 WORTH_A_WORD = 0.5  # padded tokens for each real one that more lengths would save
+KEPT = "The baseline learned the labels of the new data alone: no teacher, and nothing from before replayed."
 DASH = "–"  # not measured, not known
 
 
@@ -40,7 +41,7 @@ def html(document: Document) -> str:
         percent=percent, count=count, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
     )
     environment.filters.update(words=words, share=share, faithful=faithful, padding=padding)
-    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS, told=told, apart=apart, unit=unit, gained=gained)
+    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS, KEPT=KEPT, told=told, apart=apart, unit=unit, gained=gained)
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
     page = environment.get_template("template.html.j2")
@@ -50,6 +51,7 @@ def html(document: Document) -> str:
         keys=keys,
         cards=cards(document),
         others=other_metrics(document),
+        retention=retention(document),
         agreements={scheme: matrix(pairs) for scheme, pairs in document["agreement"].items() if pairs},
         timing=_timing(document, Markup),
     )
@@ -140,6 +142,28 @@ def matrix(pairs: Sequence[Document]) -> dict[str, Any]:
     found = {(pair["other"], pair["one"]): pair for pair in pairs}
     columns, rows = names[:-1], names[1:]
     return {"columns": columns, "rows": [(name, [found.get((name, column)) for column in columns]) for name in rows]}
+
+
+def retention(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table of what is kept, by data set; no rows where nothing was to be kept."""
+    name = document["headline"]
+    columns = ["data", "rows", f"{words(name)} before", "after", "change", "after, baseline", "change"]
+
+    def cells(row: Document, which: str) -> list[str]:
+        value, before = (row[which] or {}).get(name), row["before"][name]
+        return [told(name, value), DASH if value is None else apart(name, value, before)]
+
+    rows = [
+        [
+            row["data"],
+            count(row["rows"]),
+            told(name, row["before"][name]),
+            *cells(row, "after"),
+            *cells(row, "baseline"),
+        ]
+        for row in document["retention"]
+    ]
+    return columns, rows
 
 
 def points(value: float | None) -> str:
@@ -410,6 +434,9 @@ def markdown(document: Document) -> str:
             [one["name"], number(one["weight"]), number(one["value"]), percent(one["gradient_share"])] for one in terms
         ]
         lines += [*_md_table(["learned from", "weight", "last value", "share of the gradient"], rows), ""]
+    columns, rows = retention(document)
+    if rows:
+        lines += [*_md_table(columns, rows), "", KEPT, ""]
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""

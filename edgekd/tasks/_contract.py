@@ -9,8 +9,8 @@ is in row order. The *output* of a row is a vector [C] or, with ``PER_UNIT``, a 
 (its words): units do not depend on a tokenizer, so outputs of models with different tokenizers can be compared.
 
 A task with ``GENERATES = True`` is a language model's (text generation): its students are taught token by token, and
-exported with a cache by ``edgekd.generators``. It also defines ``places``, ``prompt`` and ``distance``, and its outputs
-are per token; see ``text_generation.py``.
+exported with a cache by ``edgekd.generators``. It also defines ``places``, ``prompt``, ``distance`` and ``renumbered``,
+and its outputs are per token; see ``text_generation.py``.
 
 A task with ``PARTS`` has a student of several artefacts (the towers of a dual encoder): see ``_parts.py``.
 

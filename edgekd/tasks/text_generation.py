@@ -6,7 +6,8 @@ text. Where the tokenizer has a chat template, prompts and messages are written 
 
 The output of a row is a matrix [T, 3] over its learned tokens: the log-probability (nats) of the right token, the id
 of the likeliest one, and the id of the right one. That is all that the metrics need, and does not grow with the
-vocabulary. The unit is the token, so outputs are compared only between models with one tokenizer.
+vocabulary. The unit is the token, so outputs are compared on rows whose right tokens are the same: all of them between
+models with one tokenizer; where one lacks tokens (``renumbered``), those that both cut alike.
 """
 
 from __future__ import annotations
@@ -236,8 +237,8 @@ def hard_loss(stacked_MK: Any, targets: Sequence[Any]) -> Any:
 def metrics(outputs: Any, examples: Sequence[Example], teacher: Any = None) -> dict[str, float]:
     """``likelihood`` (of a token, geometric mean: 1 / perplexity), ``perplexity``, ``token_accuracy``.
 
-    The mean is over all tokens of all rows. With the teacher's outputs also ``teacher_agreement``, the share of tokens
-    on which both find the same one likeliest.
+    The mean is over all tokens of all rows, as this model cuts them. With the teacher's outputs also
+    ``teacher_agreement``, the share of tokens on which both find the same one likeliest, where any are compared.
     """
     found = np.concatenate([np.asarray(one, np.float64) for one in outputs])
     nats = -found[:, 0].mean()
@@ -247,23 +248,37 @@ def metrics(outputs: Any, examples: Sequence[Example], teacher: Any = None) -> d
         "token_accuracy": float((found[:, 1] == found[:, 2]).mean()),
     }
     if teacher is not None:
-        told["teacher_agreement"] = float(np.concatenate(_same(outputs, teacher)).mean())
+        same = np.concatenate([np.empty(0, bool), *(one for one in _same(outputs, teacher) if one is not None)])
+        told |= {"teacher_agreement": float(same.mean())} if len(same) else {}
     return told
 
 
+def renumbered(output: Any, ids: Sequence[int]) -> Any:
+    """The output of a row (numpy, [T, 3]) with the ids of another tokenizer; a token that it lacks (-1) stays apart
+    from all others under a negative one."""
+    found = np.array(output, np.float32)
+    old = found[:, 1:].astype(np.int64)
+    new = np.asarray(ids)[old]
+    found[:, 1:] = np.where(new < 0, -1 - old, new)
+    return found
+
+
 def agree(outputs: Any, others: Any) -> Any:
-    """The share of a row's tokens on which both models find the same one likeliest, [N]; 1 where none is learned."""
-    return np.array([one.mean() if len(one) else 1.0 for one in _same(outputs, others)])
+    """The share of a row's tokens on which both models find the same one likeliest, [N]; 1 where none is compared."""
+    return np.array([1.0 if one is None or not len(one) else one.mean() for one in _same(outputs, others)])
 
 
-def _same(outputs: Any, others: Any) -> list[np.ndarray]:
-    return [np.asarray(a)[:, 1] == np.asarray(b)[:, 1] for a, b in zip(outputs, others, strict=True)]
+def _same(outputs: Any, others: Any) -> list[np.ndarray | None]:
+    """Of each row whether the likeliest tokens are the same, [T]; None where the right ones are not."""
+    rows = [(np.asarray(a), np.asarray(b)) for a, b in zip(outputs, others, strict=True)]
+    return [a[:, 1] == b[:, 1] if np.array_equal(a[:, 2], b[:, 2]) else None for a, b in rows]
 
 
 def distance(mine: Any, theirs: Any) -> float:
-    """Mean |difference| of the right tokens' log-probabilities, nats."""
-    left, right = (np.concatenate([np.asarray(one, np.float64)[:, 0] for one in some]) for some in (mine, theirs))
-    return float(np.abs(left - right).mean())
+    """Mean |difference| of the right tokens' log-probabilities, nats; 0 where no row has the same ones."""
+    rows = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(mine, theirs, strict=True)]
+    found = [np.abs(a[:, 0] - b[:, 0]) for a, b in rows if np.array_equal(a[:, 2], b[:, 2])]
+    return float(np.concatenate(found).mean()) if any(map(len, found)) else 0.0
 
 
 def correct(outputs: Any, examples: Sequence[Example]) -> Any:

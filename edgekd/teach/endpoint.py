@@ -129,6 +129,12 @@ def check(recipe: Recipe, *, generates: bool) -> None:
         raise BadInput(
             f"teach.{name} needs the teacher's logits, which an endpoint does not give", where=WHERE, todo="Drop it."
         )
+    if recipe.distill.student.vocabulary is not None:
+        raise BadInput(
+            "the words of answers that nobody has given yet cannot be counted",
+            where="distill.student.vocabulary",
+            todo="Leave it out where an endpoint teaches.",
+        )
     if not recipe.teacher.model and not recipe.distill.student.model:
         raise BadInput(
             "there is nothing the student could start from",

@@ -23,6 +23,7 @@ import torch
 
 LEVELS = 64  # of a number
 NUMBER_BITS = 6
+LEAST = 1e-3  # of a distribution: what float16 masses can still tell from nothing
 HEADER = 6  # bytes: three float16
 KINDS = ("top", "sampled")
 
@@ -101,6 +102,23 @@ def decode(records: torch.Tensor, how: Kind) -> tuple[torch.Tensor, torch.Tensor
     share = torch.from_numpy(levels).float() / (LEVELS - 1)
     log_p = largest[:, None] - share.square() * (largest - smallest)[:, None]
     return ids, log_p + (mass.clamp(max=0) - log_p.logsumexp(-1))[:, None]
+
+
+def among(
+    ids: torch.Tensor, log_p: torch.Tensor, new_V: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Decoded distributions [T, K] among fewer tokens: ``new_V`` is each token's new id, -1 for one that is gone.
+
+    What is left is the distribution given that the next token is none of those that are gone, as far as they are
+    known: it is scaled up, and with it what the K tokens leave for all others. Returns new ids, log-probabilities
+    (minus infinity for what is gone) and the probability [T] that was taken away. Above 1 - ``LEAST`` of it nothing is
+    left to scale.
+    """
+    new = new_V[ids]
+    gone = new < 0
+    lost = log_p.exp().masked_fill(~gone, 0.0).sum(-1)
+    scaled = log_p - torch.log1p(-lost.clamp(max=1 - LEAST))[:, None]
+    return new.clamp(min=0), scaled.masked_fill(gone, -math.inf), lost
 
 
 def _levels(values_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ import numpy as np
 from edgekd import registry
 from edgekd.artifact import Facts, Inputs, read_json
 from edgekd.data.stage import read_split
+from edgekd.distill import vocabulary
 from edgekd.errors import StepFailed
 from edgekd.outputs import read_outputs, save_outputs
 from edgekd.teach.answers import has_answers
@@ -67,8 +68,11 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
         "program": read_outputs(inputs["quantize"].file("reference.safetensors")),
         "student": read_outputs(inputs["distill"].file("test_logits.safetensors")),
     }
-    if not has_answers(inputs["teach"].path):
+    if not has_answers(inputs["teach"].path) and not inputs["distill"].facts.get("own_tokens"):
         compared["teacher"] = [one.numpy() for one in read_logits(inputs["teach"], "test")]
+        ids = vocabulary.new_ids(inputs["data"].path / "tokenizer", inputs["quantize"].path / "model")
+        if ids is not None:  # a trimmed vocabulary: rows that both cut alike are compared
+            compared["teacher"] = [task.renumbered(one, ids) for one in compared["teacher"]]
     compared = {name: [some[row] for row in rows] for name, some in compared.items()}
     told = {name: task.metrics(some, examples) for name, some in compared.items()}
     metrics = task.metrics(outputs, examples, compared.get("teacher"))
@@ -93,7 +97,7 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
             "size": stored_size(inputs["quantize"], export["size_bytes"]),
         },
         "agreement": {"program": 1 - written["differ"] / written["tokens"]}
-        | ({"teacher": metrics["teacher_agreement"]} if "teacher" in told else {}),
+        | ({"teacher": metrics["teacher_agreement"]} if "teacher_agreement" in metrics else {}),
         "runtime": observed,
         "seconds": round(time.monotonic() - began, 3),
     }

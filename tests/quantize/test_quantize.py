@@ -106,6 +106,36 @@ def test_activations_are_quantized_as_pytorch_does_it_ties_included() -> None:
         assert len(expected.unique()) == 256
 
 
+@pytest.mark.parametrize("zero", [7.3, 60.0, 0.0, -7.3, -100.0])
+def test_activations_have_the_gradients_of_the_paper(zero: float) -> None:
+    torch.manual_seed(0)
+    x, gradient = 3 * torch.randn(40, 50), torch.randn(40, 50)
+    inputs = [x.clone().requires_grad_(), torch.tensor([0.05], requires_grad=True), torch.tensor([zero])]
+    inputs[2].requires_grad_()
+    made = reference.FakeQuantize.apply(*inputs, 0.25)
+    found = torch.autograd.grad(made, inputs, gradient)
+    # LSQ+ (arXiv:2004.09576, equations 4 and 5) in float64, a zero point for its offset.
+    exact, at = x.double() * float(torch.tensor(1 / inputs[1].item())), round(zero)
+    low, high, g = -128 - at, 127 - at, gradient.double()
+    steps = exact.float().round().double()
+    inside = (steps >= low) & (steps <= high)
+    assert 20 < (~inside).sum() < 1000 and (zero >= 0 or (steps == low).any())
+    expected = (
+        torch.where(inside, gradient, 0.0),
+        0.25 * (g * torch.where(inside, steps - exact, steps.clamp(low, high))).sum(),
+        0.25 * (g * torch.where(inside, 0.0, -inputs[1].item())).sum(),
+    )
+    assert torch.equal(found[0], expected[0])
+    for mine, theirs in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(mine.double(), theirs.reshape(1), rtol=1e-5, atol=1e-5)
+    arguments = (*inputs, -128, 127, 0.25)
+    peer = torch._fake_quantize_learnable_per_tensor_affine(*arguments)
+    assert torch.equal(made, peer)
+    if zero >= 0:  # below, PyTorch's backward takes another zero point than its forward
+        for mine, theirs in zip(found, torch.autograd.grad(peer, inputs, gradient), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_the_bias_lies_on_the_grid_of_the_accumulator_and_fits_int32() -> None:
     torch.manual_seed(0)
     weight, bias, in_scale = torch.randn(6, 20), torch.randn(6), float(np.float32(0.013))
@@ -180,6 +210,22 @@ def test_calibration_finds_the_exact_percentile_of_every_token() -> None:
         assert scale == pytest.approx((high - low) / 255, rel=2**-16)  # of 16 significant bits
         assert prepared.a.input_quantizer is prepared.b.input_quantizer
         assert all(quantizer.observer is None for quantizer in reference.quantizers(prepared))
+
+
+@pytest.mark.parametrize(("percentile", "parts"), [(1.0, 9), (0.999, 40), (0.99, 7), (0.9, 3), (0.6, 5)])
+def test_tails_are_the_ends_of_all_values_sorted(percentile: float, parts: int) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(3000, 8) ** 3
+    values[::7] = values[0]  # ties
+    values = values[values[:, 0].argsort()] if parts == 7 else values  # every part has a new extreme
+    tails = qat.Tails(percentile, len(values))
+    for part in values.tensor_split(parts):
+        tails.add(part)
+        tails.add(part)  # at once again: counts once
+    ordered = values.flatten().sort().values
+    rank = round((1 - percentile) * (len(ordered) - 1))
+    assert tails.range() == (ordered[rank].item(), ordered[-1 - rank].item())
+    assert percentile < 0.99 or len(tails.kept) < len(ordered) // 10
 
 
 def test_least_squares_ranges_lose_least_of_all_narrower_ones() -> None:

@@ -115,12 +115,12 @@ def test_stage(folder: Path, tmp_path: Path) -> None:
     """The stage's files and facts, with the real task; its prompts come from test rows and are 20."""
     (tmp_path / "distill").mkdir()
     (tmp_path / "distill" / "model").symlink_to(folder)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         rows = [json.dumps({"text": " ".join(LINES[i : i + 2])}) for i in range(30)]
         write_atomic(tmp_path / "data" / f"{split}.jsonl", "\n".join(rows) + "\n")
     parents = {name: Artifact(tmp_path / name, name, "", "", "") for name in ("data", "distill")}
     inputs, out = Inputs(parents, {"scheme": "w4"}), tmp_path / "out"
-    facts: dict[str, Any] = tokens.run(Recipe(task="text-generation"), inputs, out)
+    facts: dict[str, Any] = tokens.run(Recipe(task="text-generation", quantize=Quantize(method="ptq")), inputs, out)
     assert {"golden.json", "model", "numbers.safetensors"} <= {file.name for file in out.iterdir()}
     assert {"tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"} <= {
         file.name for file in (out / "model").iterdir()

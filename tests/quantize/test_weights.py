@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,27 @@ def test_what_the_library_chose_is_what_is_shipped(how: str) -> None:
     for name, (weight_q, scale) in theirs.items():
         assert torch.equal(layers[name].weight_q.float(), weight_q) and torch.equal(layers[name].w_scale, scale)
         assert weight_q.min() >= -8 and weight_q.max() <= 7 and len(weight_q.unique()) > 8
+
+
+def test_a_library_is_asked_once_for_all_mixtures_of_one_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = student(), []
+    key = "bert.encoder.layer.0.attention.self.key"
+
+    def library(*arguments: object) -> weights.Numbers:
+        asked.append(arguments)
+        return {key: (torch.randint(-8, 8, (64, 64)).float(), torch.rand(64, 2))}
+
+    monkeypatch.setattr(weights, "_from_library", library)
+    found: weights.Numbers = {}
+    made = []
+    for scheme in (W4, replace(W4, overrides={"*query": "w8"})):
+        made.append(reference.prepare(copy.deepcopy(model), scheme))
+        weights.choose(made[-1], model, scheme, "gptq", rows(), task, 0, found)
+    weights.choose(made[0], model, W4, "gptq", rows(), task, 0)  # nothing kept: it is asked again
+    assert len(asked) == 2
+    scale = found[key][1]
+    assert torch.equal(made[1].get_submodule(key).w_scale, scale)
+    assert not torch.equal(made[0].get_submodule(key).w_scale, scale)
 
 
 def test_gptq_gives_outputs_closer_to_the_float_layers() -> None:

@@ -237,6 +237,35 @@ def test_what_the_student_learned_from_is_told(run: RunFacts, of_another_task: A
     assert "learned from" not in plain.text and "Its tokenizer keeps" not in plain.text
 
 
+def test_what_was_kept_is_told(run: RunFacts, document: dict[str, Any]) -> None:
+    assert document["retention"] == [] and "What was kept" not in render.html(document)
+
+    def facts(name: str, old: float, new: float) -> dict[str, Any]:
+        first = {"data": "new", "rows": 50, "before": {name: 0.2}, "after": {name: new}}
+        return {"retention": [first, {"data": "<old>", "rows": 1200, "before": {name: 0.9}, "after": {name: old}}]}
+
+    made = dataclasses.replace(
+        run,
+        student={**run.student, **facts("accuracy", 0.88, 0.7)},
+        baseline={**(run.baseline or {}), **facts("accuracy", 0.55, 0.75)},
+    )
+    found = build.document(made)
+    jsonschema.validate(found, build.schema())
+    assert [row["baseline"]["accuracy"] for row in found["retention"]] == [0.75, 0.55]
+    line = ["<old>", "1,200", "90.0\xa0%", "88.0\xa0%", "-2.0", "55.0\xa0%", "-35.0"]
+    assert render.retention(found)[1][1] == line
+    assert "| \\<old\\> | 1,200 |" in render.markdown(found) and "&lt;old&gt;" in render.html(found)
+
+    text = {"student": {**run.student, **facts("likelihood", 0.45, 0.25)}, "baseline": None, "headline": "likelihood"}
+    text["student"]["metrics"] = {"test": {"likelihood": 0.25}}
+    alone = render.retention(build.document(dataclasses.replace(made, **text)))
+    assert alone[0][2] == "perplexity before"
+    assert alone[1] == [
+        ["new", "50", "5.00", "4.00", "-20.0\xa0%", "–", "–"],
+        ["<old>", "1,200", "1.11", "2.22", "+100.0\xa0%", "–", "–"],
+    ]
+
+
 def test_how_it_was_quantized_is_told(run: RunFacts, document: dict[str, Any]) -> None:
     assert document["quantization"]["w8a8"]["kinds"] == {"w8a8": 2, "w8a8-dynamic": 1}
     page = render.html(document)
