@@ -60,7 +60,7 @@ def explain(
         )
     steps = pipeline.finished(recipe, folder).steps
     export, verify = steps[f"export-{name}"], steps.get(f"verify-{name}")
-    target, scheme = export.facts["target"], export.facts["scheme"]
+    target = export.facts["target"]
     module = registry.load("generators" if writes else "targets", target)
     findings = [Finding("file", f"{export.facts['size_bytes']:,} bytes")]
     if verify is None:
@@ -68,7 +68,7 @@ def explain(
     else:
         findings += _verified(verify.facts)
     findings += _outside(export.facts)
-    program = steps[f"quantize-{scheme}"]
+    program = steps[f"quantize-{name.removeprefix(f'{target}-')}"]
     findings += _time(module, export, program)
     if bisect:
         findings.append(_diverging(module, program, export.facts.get("max_length"), progress))

@@ -28,6 +28,7 @@ from edgekd.bundle._contract import App
 from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed, closest
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
+from edgekd.tasks import _parts
 from edgekd.tasks._contract import generates
 from edgekd.teach import endpoint
 from edgekd.verify import gate
@@ -134,7 +135,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        return "-".join(self.variant.values())
+        return _label(self.variant)
 
     @property
     def id(self) -> str:
@@ -212,24 +213,24 @@ def steps(recipe: Recipe) -> list[Step]:
         row = ON_POLICY if recipe.distill.on_policy and kind == "student" else DISTILL
         table.append(Step("distill", row, base, {"kind": kind}, adapts, sources=student))
     distilled = {"distill": "distill-student"}
-    for scheme in _schemes(recipe):
-        row, parents = (FLOAT, {"data": "data"}) if scheme == "fp32" else (QUANTIZE, base)
-        table.append(Step("quantize", row_of(row), parents | distilled, {"scheme": scheme}))
-    pairs = [(target, scheme) for target in recipe.export.targets for scheme in _schemes(recipe)]
-    for target, scheme in pairs:
-        module = registry.load(group, target)
-        variant, parents = {"target": target, "scheme": scheme}, {"quantize": f"quantize-{scheme}"}
+    programs = _programs(recipe)
+    for program in programs:
+        row, parents = (FLOAT, {"data": "data"}) if program["scheme"] == "fp32" else (QUANTIZE, base)
+        table.append(Step("quantize", row_of(row), parents | distilled, program))
+    variants = [{"target": target, **program} for target in recipe.export.targets for program in programs]
+    for variant in variants:
+        module = registry.load(group, variant["target"])
+        parents = {"quantize": f"quantize-{_label(variant, 'part', 'scheme')}"}
         row = row_of(EXPORT)
         if not speaks and module.fixed_length:
             parents["data"] = "data"  # whose texts tell which lengths
             row = BUCKETED
         table.append(Step("export", row, parents, variant, tuple(module.distributions)))
-    for target, scheme in pairs:
-        tools = tuple(registry.load(group, target).distributions)
-        variant = {"target": target, "scheme": scheme}
+    for variant in variants:
+        tools = tuple(registry.load(group, variant["target"]).distributions)
         parents = {
-            "export": f"export-{target}-{scheme}",
-            "quantize": f"quantize-{scheme}",
+            "export": f"export-{_label(variant)}",
+            "quantize": f"quantize-{_label(variant, 'part', 'scheme')}",
             **base,
             **distilled,
         }
@@ -246,6 +247,17 @@ def _schemes(recipe: Recipe) -> list[str]:
     return ["fp32", *(scheme for scheme in recipe.quantize.schemes if scheme != "fp32")]
 
 
+def _programs(recipe: Recipe) -> list[dict[str, str]]:
+    """Variants of the quantize stage: each scheme, of each part of a student that becomes several artefacts."""
+    parts = [{"part": part} for part in _parts.names(registry.load("tasks", recipe.task))] or [{}]
+    return [{**part, "scheme": scheme} for part in parts for scheme in _schemes(recipe)]
+
+
+def _label(variant: Mapping[str, str], *names: str) -> str:
+    """The values of a variant, or those of some names that it has, in one word: ``onnx-w8a8``, ``onnx-image-w8a8``."""
+    return "-".join(variant[name] for name in names or variant if name in variant)
+
+
 def _check(recipe: Recipe) -> None:
     if recipe.teacher.endpoint:
         endpoint.check(recipe, generates=generates(registry.load("tasks", recipe.task)))
@@ -253,7 +265,9 @@ def _check(recipe: Recipe) -> None:
         raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
     if not recipe.data.train:
         raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
-    _check_task(recipe, registry.load("tasks", recipe.task))
+    task = registry.load("tasks", recipe.task)
+    _check_task(recipe, task)
+    _parts.check(recipe, task)
     if recipe.distill.on_policy:
         _check_on_policy(recipe)
     if recipe.distill.losses:
@@ -559,7 +573,9 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             for step, made in result.steps.items()
             if step.startswith("quantize-")
         }
-        parents = {"data": result.steps["data"], "student": result.steps["quantize-fp32"], **programs, **exports}
+        whole = result.steps.get("quantize-fp32")  # none where the student is exported in parts
+        student = {"student": whole} if whole else {}
+        parents = {"data": result.steps["data"], **student, **programs, **exports}
         inputs = artifact.Inputs(
             parents=parents,
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
@@ -724,9 +740,15 @@ def collect(recipe: Recipe, folder: Path) -> Result:
 
 
 def artifacts_of(result: Result) -> list[tuple[str, str, str]]:
-    """``(name, target, scheme)`` of every artefact the recipe asks for, in its order."""
-    recipe = result.recipe
-    return [(f"{t}-{s}", t, s) for t in recipe.export.targets for s in _schemes(recipe)]
+    """``(name, target, scheme)`` of every artefact the recipe asks for, in its order.
+
+    A part stands with the target, whose artefacts are compared among themselves: ``("onnx-image-fp32", "onnx-image",
+    "fp32")``.
+    """
+    variants = [
+        {"target": target, **program} for target in result.recipe.export.targets for program in _programs(result.recipe)
+    ]
+    return [(_label(one), _label(one, "target", "part"), one["scheme"]) for one in variants]
 
 
 def verdicts(result: Result) -> dict[str, dict[str, Any]]:
@@ -751,7 +773,7 @@ def verdicts(result: Result) -> dict[str, dict[str, Any]]:
 
 def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
     """One artefact of a finished run as a bundle takes it; raises BadInput for an unknown or unmade one."""
-    found = {one: (target, scheme) for one, target, scheme in artifacts_of(result)}
+    found = [one for one, _, _ in artifacts_of(result)]
     export = result.steps.get(f"export-{artefact}")
     if artefact not in found or export is None:
         made = [one for one in found if f"export-{one}" in result.steps]
@@ -764,8 +786,8 @@ def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
     return App(
         name=name,
         task=recipe.task,
-        target=found[artefact][0],
-        scheme=found[artefact][1],
+        target=export.facts["target"],
+        scheme=export.facts["scheme"],
         artifact=export.path,
         export=dict(export.facts),
         labels=tuple(data.get("labels", [])),
@@ -830,7 +852,9 @@ def document(result: Result) -> dict[str, Any]:
             student=result.facts("distill-student") or {},
             baseline=result.facts("distill-baseline"),
             quantize={
-                scheme: facts for scheme in _schemes(result.recipe) if (facts := result.facts(f"quantize-{scheme}"))
+                name: facts
+                for name in map(_label, _programs(result.recipe))
+                if (facts := result.facts(f"quantize-{name}"))
             },
             artifacts=names,
             exports={name: facts for name, _, _ in names if (facts := result.facts(f"export-{name}"))},
@@ -862,7 +886,7 @@ def _discordant(result: Result) -> tuple[int, int] | None:
 
 
 def _agreement(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """By scheme, how far every two of its artefacts, the Program and the float student agree on the test rows."""
+    """By scheme (and part), how far every two artefacts, the Program and the float student agree on the test rows."""
     from edgekd.outputs import read_outputs, read_rows
     from edgekd.report.agreement import Answers, pairs
 
@@ -875,13 +899,13 @@ def _agreement(result: Result) -> dict[str, list[dict[str, Any]]]:
 
     task, found = registry.load("tasks", result.recipe.task), {}
     student = answers("student", "distill-student", "test_logits.safetensors")
-    for scheme in _schemes(result.recipe):
-        program = answers("program", f"quantize-{scheme}", "reference.safetensors")
+    for name in map(_label, _programs(result.recipe)):
+        program = answers("program", f"quantize-{name}", "reference.safetensors")
         artifacts: dict[str, Answers] = {}
         for target in result.recipe.export.targets:
-            artifacts |= answers(target, f"verify-{target}-{scheme}", "logits.safetensors")
+            artifacts |= answers(target, f"verify-{target}-{name}", "logits.safetensors")
         if artifacts:
-            found[scheme] = pairs(student | program | artifacts, task.agree)
+            found[name] = pairs(student | program | artifacts, task.agree)
     return found
 
 

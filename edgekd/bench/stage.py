@@ -59,12 +59,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     bench = recipe.bench
     profiles = [devices.load(name) for name in bench.devices]
     task = registry.load("tasks", recipe.task)
-    found = subjects.of_run(recipe, inputs)
-    lengths = subjects.choose_lengths(recipe, task, inputs["data"].path, found)
-    tests = {}
-    if bench.verify == "test":
-        exported = [one for one in found if one.reference or one.golden]
-        tests = {one.name: subjects.test_rows(recipe, task, inputs["data"].path, one, found) for one in exported}
+    found, data = subjects.of_run(recipe, inputs), inputs["data"].path
     done = 0
 
     def tick() -> None:
@@ -72,13 +67,22 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         done += 1
         inputs.progress(min(done, total), total, "passes")
 
-    plan = _Plan(found, lengths, bench, task, tests, tick)
-    total = sum(plan.steps(device, threads) for device in profiles for threads in bench.threads)
-    facts = _measured([(device, plan, None) for device in profiles], out)
-    measured = {one.name for device in profiles for one in plan.on(device)}
+    plans = []
+    for seen, some in subjects.by_part(task, found):
+        lengths = subjects.choose_lengths(recipe, seen, data, some)
+        tests = {}
+        if bench.verify == "test":
+            exported = [one for one in some if one.reference or one.golden]
+            tests = {one.name: subjects.test_rows(recipe, seen, data, one, some) for one in exported}
+        plans.append(_Plan(some, lengths, bench, seen, tests, tick))
+    total = sum(plan.steps(device, threads) for plan in plans for device in profiles for threads in bench.threads)
+    facts = _measured([(device, plan, None) for device in profiles for plan in plans], out)
+    measured = {one.name for device in profiles for plan in plans for one in plan.on(device)}
     return {
         **facts,
-        "lengths": {length.name: {"tokens": length.tokens, "texts": _texts(length)} for length in lengths},
+        "lengths": {
+            length.name: {"tokens": length.tokens, "texts": _texts(length)} for plan in plans for length in plan.lengths
+        },
         "left_out": sorted({one.name for one in found} - measured),
         "seconds": round(time.monotonic() - began, 1),
     }

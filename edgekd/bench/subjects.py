@@ -18,6 +18,7 @@ from edgekd.artifact import Artifact, Facts, Inputs, read_json
 from edgekd.bench import statistics
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
+from edgekd.tasks import _parts
 
 ROWS = 8  # different texts per length, cycled
 IMAGES = 2  # the same for images, which are all of one size and long in JSON
@@ -31,7 +32,7 @@ Row = Mapping[str, list[Any]]  # a row as the runner takes it: only the model's 
 class Subject:
     """Something that is measured: an artefact, the teacher or the student."""
 
-    target: str  # of an artefact; else "teacher", "student" or "file"
+    target: str  # of an artefact, with its part where it is one; else "teacher", "student" or "file"
     scheme: str
     artifact: str  # digest, or the model's name
     runtime: str
@@ -42,6 +43,7 @@ class Subject:
     beside: Sequence[Path] = ()  # files that the runtime finds next to the model, by the model's name
     reference: Path | None = None  # the Program's outputs over the test split
     size_bytes: int | None = None
+    part: str = ""  # which of a student's artefacts it is, where that has several
 
     @property
     def name(self) -> str:
@@ -65,7 +67,8 @@ class Length:
 def of_run(recipe: Recipe, inputs: Inputs) -> list[Subject]:
     """The teacher, the student and every export artefact among the parents, in that order.
 
-    The student is timed as its exported Program: whatever its shape, that file needs no code of its own.
+    The student is timed as its exported Program: whatever its shape, that file needs no code of its own. Where it
+    becomes several artefacts, these alone are timed: teacher and student are not one of them.
     """
     data, teacher = inputs["data"], recipe.teacher.model
     pad_id = inputs.parents.get("student", data).facts.get("pad_token_id", 0)
@@ -80,14 +83,18 @@ def of_run(recipe: Recipe, inputs: Inputs) -> list[Subject]:
             Subject("student", "fp32", student.digest, "torch", student.path / "program.pt2", student.path, job)
         )
     exports = [parent for parent in inputs.parents.values() if "target" in parent.facts and "file" in parent.facts]
-    return found + [_exported(one, pad_id, inputs.parents.get(f"program-{one.facts['scheme']}")) for one in exports]
+    if any("part" in one.facts for one in exports):
+        found = []
+    return found + [_exported(one, pad_id, inputs.parents) for one in exports]
 
 
-def _exported(artifact: Artifact, pad_id: int, program: Artifact | None) -> Subject:
+def _exported(artifact: Artifact, pad_id: int, parents: Mapping[str, Artifact]) -> Subject:
     facts = artifact.facts
+    part = [facts["part"]] if "part" in facts else []
+    program = parents.get("-".join(("program", *part, facts["scheme"])))
     golden = artifact.path / "golden.json"
     return Subject(
-        target=facts["target"],
+        target="-".join((facts["target"], *part)),
         scheme=facts["scheme"],
         artifact=artifact.digest,
         runtime=facts["target"],
@@ -103,7 +110,16 @@ def _exported(artifact: Artifact, pad_id: int, program: Artifact | None) -> Subj
         beside=[artifact.path / name for name in facts.get("beside", [])],
         reference=program.file("reference.safetensors") if program else None,
         size_bytes=facts.get("size_bytes"),
+        part=facts.get("part", ""),
     )
+
+
+def by_part(task: Any, found: Sequence[Subject]) -> list[tuple[Any, list[Subject]]]:
+    """Subjects that take the same inputs, each with the task as they see it."""
+    parts: dict[str, list[Subject]] = {}
+    for one in found:
+        parts.setdefault(one.part, []).append(one)
+    return [(_parts.of(task, {"part": part} if part else {}), some) for part, some in parts.items()]
 
 
 def choose_lengths(recipe: Recipe, task: Any, data: Path, found: Sequence[Subject]) -> list[Length]:
@@ -111,7 +127,7 @@ def choose_lengths(recipe: Recipe, task: Any, data: Path, found: Sequence[Subjec
 
     Lengths are counted by the tokenizer of the artefacts (the teacher's, where there are none).
     """
-    examples = _test(data)
+    examples = _test(task, data)
     limit = _limit(recipe, found)
 
     def length(name: str, tokens: int, chosen: Sequence[int]) -> Length:
@@ -131,15 +147,15 @@ def test_rows(
     recipe: Recipe, task: Any, data: Path, subject: Subject, found: Sequence[Subject]
 ) -> tuple[list[Row], list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """The whole test split for one subject: rows, what the task noted of them, and the examples."""
-    examples = _test(data)
+    examples = _test(task, data)
     mine, encoded = rows(task, subject, examples, _limit(recipe, found))
     return mine, encoded, examples
 
 
-def _test(data: Path) -> list[Mapping[str, Any]]:
+def _test(task: Any, data: Path) -> list[Mapping[str, Any]]:
     from edgekd.data.stage import read_split
 
-    examples: list[Mapping[str, Any]] = list(read_split(data, "test"))
+    examples: list[Mapping[str, Any]] = _parts.mine(task, read_split(data, "test"))
     if not examples:
         raise BadInput("test.jsonl is empty, so there is nothing to time", where=str(data))
     return examples

@@ -1,7 +1,7 @@
 """The data stage: sources in, canonical rows out, everything doubtful said once and early.
 
 A line of a split is one row: what the model sees in one forward pass (a text, a window of a long text, one half of
-a sentence pair, an image). Transfer rows (unlabelled and augmented) are never equal to a held-out text.
+a pair, an image). Transfer rows (unlabelled and augmented) are never equal to a held-out text.
 
 It reads the teacher's configuration and tokenizer (no weights), because labels and lengths are the teacher's
 matter. Later stages read only what is written here.
@@ -94,8 +94,8 @@ def _config(recipe: Recipe) -> Any:
 
 
 def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, int]:
-    """The teacher's tokenizer (or image processor), written to ``out``, and the id that pads."""
-    if "input_ids" not in task.INPUTS:
+    """The teacher's tokenizer, image processor or both, written to ``out``, and the id that pads."""
+    if "pixel_values" in task.INPUTS:
         from transformers import AutoImageProcessor
 
         name, teacher = _model(recipe), recipe.teacher
@@ -108,8 +108,9 @@ def _processor(recipe: Recipe, task: Any, config: Any, out: Path) -> tuple[Any, 
                 todo="Put preprocessor_config.json beside the model.",
             ) from None
         images.save_pretrained(out)
+    if "input_ids" not in task.INPUTS:
         return task.processor(out), 0
-    tokenizer = _tokenizer(recipe, config)
+    tokenizer = _tokenizer(recipe, getattr(config, "text_config", config))
     tokenizer.save_pretrained(out)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
@@ -290,7 +291,8 @@ def _lengths(task: Any, processor: Any, splits: dict[str, Any], limit: int, warn
     cut, tokens = {}, []
     for name in SPLITS:
         encoded = task.encode(processor, splits[name], 1_000_000)
-        full = [max(len(one[key]) for key in task.INPUTS if key.endswith("input_ids")) for one in encoded]
+        some = [[len(one[key]) for key in task.INPUTS if key.endswith("input_ids") and key in one] for one in encoded]
+        full = [max(lengths) for lengths in some if lengths]
         cut[name] = round(sum(n > limit for n in full) / len(full), 6)
         if cut[name] > 0.01:
             warnings.append(f"{cut[name]:.1%} of the {name} texts are longer than {limit} tokens and are cut")

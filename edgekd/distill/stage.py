@@ -23,7 +23,7 @@ from edgekd.errors import BadInput
 from edgekd.losses import find
 from edgekd.outputs import save_outputs
 from edgekd.recipe import Recipe, Term
-from edgekd.tasks import _text
+from edgekd.tasks import _parts, _text
 from edgekd.tasks._contract import generates
 from edgekd.teach import knowledge, transformers, writing
 from edgekd.teach.answers import has_answers, read_answers
@@ -247,7 +247,8 @@ def begin(recipe: Recipe, task: Any, data: Artifact, teacher: torch.nn.Module | 
         student.copy_tokenizer(shape.model, folder)
         if hasattr(task, "settle"):
             task.settle(model.config, folder)
-        return Start(model, task.processor(folder), folder, int(model.config.pad_token_id or 0), None)
+        config = getattr(model.config, "text_config", model.config)
+        return Start(model, task.processor(folder), folder, int(getattr(config, "pad_token_id", None) or 0), None)
     tokenizer, kept, facts = data.path / "tokenizer", None, None
     train = read_split(data.path, "train")
     if shape.vocabulary is not None:
@@ -270,10 +271,12 @@ def _trim(
     for the words that the student will not know.
     """
     old, shape = data.path / "tokenizer", recipe.distill.student
+    if "text" in _parts.names(task):
+        task = _parts.Part(task, "text")
     processor, source = task.processor(old), vocabulary.read(old)
 
     def counts(*names: str) -> Mapping[int, int]:
-        rows = [row for name in names for row in read_split(data.path, name)]
+        rows = [row for name in names for row in _parts.mine(task, read_split(data.path, name))]
         return vocabulary.count(one["input_ids"] for one in task.encode(processor, rows, recipe.data.max_length))
 
     assert shape.vocabulary is not None
@@ -283,7 +286,7 @@ def _trim(
     text = counts("train", "unlabelled")
     trimmed = vocabulary.trim(source, text, shape.vocabulary, others=others, size=size, always=named)
     vocabulary.write(old, trimmed, out)
-    texts = [task.sample_text(row) for row in read_split(data.path, "validation")]
+    texts = [task.sample_text(row) for row in _parts.mine(task, read_split(data.path, "validation"))]
     before, after = (_text.processor(folder) for folder in (old, out))
     outside = vocabulary.outside(before, after, trimmed.kept, texts)
     return out, trimmed.kept, {"kept": len(trimmed.kept), "of": before.get_vocab_size(), **outside}
@@ -309,7 +312,7 @@ def _importance(recipe: Recipe, task: Any, data: Artifact, rows: Sequence[Any], 
 
 def lessons_of(recipe: Recipe, task: Any, model: torch.nn.Module, teacher: torch.nn.Module) -> list[trainer.Lesson]:
     """The recipe's terms, each with what it compares."""
-    depth = (student.read(model.config, "layers"), student.read(teacher.config, "layers"))
+    depth = (knowledge.depth(model.config), knowledge.depth(teacher.config))
     terms = recipe.distill.losses or [default_term(task)]
     return trainer.lessons_of(terms, lambda term: knowledge.links(term, *depth))
 

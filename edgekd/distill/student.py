@@ -7,7 +7,8 @@ word table shrink by themselves.
 
 Layer taking works on any transformers model whose layers lie in one ModuleList; cutting on the families of
 ``pruning.FAMILIES``. It refuses shapes that cannot be, and students larger than their source. A language model of
-those families stays what transformers and every runtime knows: its configuration says all of its sizes.
+those families stays what transformers and every runtime knows: its configuration says all of its sizes. Of a dual
+encoder both towers lose layers alike, and the projections into their common space stay.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +29,8 @@ from torch import nn
 from edgekd.distill import pruning
 from edgekd.errors import BadInput
 from edgekd.recipe import Student
+from edgekd.tasks import _parts
+from edgekd.teach import dual
 
 EMBEDDING_STD = 0.05  # scale of a reduced embedding table; a LayerNorm follows it
 NARROW = 256  # below this width transformers' fresh weights (std 0.02) are too small for signals to pass
@@ -74,6 +78,34 @@ def make(
     """
     torch.manual_seed(seed)
     source = teacher if shape.model is None else _from_model(shape.model, teacher, model_class)
+    if dual.configs(source.config):
+        return _dual(shape, source, kept, max_positions)
+    return _made(shape, source, model_class, kept, importance, max_positions)
+
+
+def _dual(shape: Student, source: Any, kept: Sequence[int] | None, max_positions: int | None) -> nn.Module:
+    """A dual encoder whose towers are made alike; what lies behind them is the source's."""
+    _parts.check_shape(shape)
+    student = copy.deepcopy(source).requires_grad_(True)
+    for part, kept_ids in (("vision", None), ("text", kept)):
+        tower = getattr(source, f"{part}_model")
+        fresh = SimpleNamespace(from_config=type(tower)._from_config)
+        made = _made(shape, tower, fresh, kept_ids, None, max_positions)
+        setattr(student, f"{part}_model", made)
+        setattr(student.config, f"{part}_config", made.config)
+    if source.config.text_config.eos_token_id == dual.LEGACY_END:  # it names no token: ids keep their order
+        student.config.text_config.eos_token_id = student.text_model.eos_token_id = dual.LEGACY_END
+    return student
+
+
+def _made(
+    shape: Student,
+    source: Any,
+    model_class: Any,
+    kept: Sequence[int] | None,
+    importance: pruning.Importance | None,
+    max_positions: int | None,
+) -> nn.Module:
     config, layers = configured(shape, source.config, cut=importance is not None)
     plan = _plan(config, source, layers, importance)
     rows = _rows(source, config, kept, max_positions)
@@ -133,7 +165,13 @@ def write(config: Any, name: str, value: int) -> None:
 
 def shape_of(config: Any) -> dict[str, int]:
     """layers, hidden_size, heads, intermediate_size; key_value_heads, vocab_size, embedding_size and decoder_layers
-    where they are."""
+    where they are.
+
+    Of a dual encoder all of them for each tower: ``image_layers``, ...
+    """
+    towers = dual.configs(config)
+    if towers:
+        return {f"{part}_{name}": size for part, one in towers.items() for name, size in shape_of(one).items()}
     extra = {"key_value_heads": "num_key_value_heads", "vocab_size": "vocab_size", "embedding_size": RANK}
     if config.is_encoder_decoder:
         extra["decoder_layers"] = _decoder_field(config)
@@ -193,8 +231,10 @@ def copy_tokenizer(name: str, out: Path) -> None:
             where=name,
             todo="Put tokenizer.json (or preprocessor_config.json) beside the student's model.",
         ) from None
-    processor.save_pretrained(out)
-    backend = getattr(processor, "backend_tokenizer", None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for one in (tokenizer, getattr(processor, "image_processor", tokenizer)):
+        one.save_pretrained(out)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_padding()
         backend.no_truncation()
@@ -221,7 +261,7 @@ def summary(model: Any, schemes: Iterable[Precision], tokens: int) -> dict[str, 
     metadata are not in it. A language model's head counts as a table of its own, or once where it is the word table.
     ``flops``: two
     per multiply-accumulate of the matrix products and convolutions of one forward pass, counted on a real pass over
-    one text of ``tokens`` tokens (an image model takes one image, whatever ``tokens`` is).
+    one text of ``tokens`` tokens (an image model takes one image, whatever ``tokens`` is; a dual encoder one of both).
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     tied = {id(table.weight) for table in tables}
@@ -258,16 +298,18 @@ def summary(model: Any, schemes: Iterable[Precision], tokens: int) -> dict[str, 
 def _flops(model: Any, tokens: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = model.config
-    if model.main_input_name == "pixel_values":
+    towers = dual.configs(model.config)
+    inputs: dict[str, torch.Tensor] = {}
+    if towers or model.main_input_name == "pixel_values":
+        config = towers.get("image", model.config)
         sides = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
         inputs = {"pixel_values": torch.zeros(1, config.num_channels, *sides)}
-    else:
+    if towers or not inputs:
         ids = torch.zeros(1, tokens, dtype=torch.int64)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids
-    training, attention = model.training, config._attn_implementation
+    training, attention = model.training, model.config._attn_implementation
     model.eval().set_attn_implementation("eager")  # the counter knows no fused attention on a CPU
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -405,7 +447,12 @@ def _from_model(name: str, teacher: Any, model_class: Any) -> nn.Module:
 
     labels = {} if teacher is None else {"id2label": teacher.config.id2label, "label2id": teacher.config.label2id}
     try:
-        if not _is_marked(AutoConfig.from_pretrained(name)):
+        config = AutoConfig.from_pretrained(name)
+        if teacher is not None and dual.configs(teacher.config) and not dual.configs(config):
+            raise BadInput(
+                f"is a {config.model_type} model, not CLIP", where=name, todo="Give a model with two towers."
+            )
+        if not _is_marked(config):
             return model_class.from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **labels
             )

@@ -103,7 +103,7 @@ class Lesson:
             mine, theirs = student[link.student], teacher[link.teacher]
             if link.student == "logits":
                 mine, theirs = paired(task, mine, theirs)
-            elif (key := _key(self.name, link)) in projections:
+            if (key := _key(self.name, link)) in projections:
                 mine = projections[key](mine)
             values.append(self._compare(mine, theirs, mask_BS, aligned_B, temperature))
         return torch.stack(values).mean()
@@ -181,17 +181,21 @@ def once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def learner(
     student: nn.Module, lessons: Sequence[Lesson], rows: Rows, seed: int, kind: type[Learner] = Learner
 ) -> Learner:
-    """The student with a projection for every hidden state whose width differs from the teacher's."""
+    """The student with a projection for every hidden state, or embedding, whose width differs from the teacher's."""
+    embeds = find(rows.task.SOFT).compares == "samples"  # the task's outputs have no width of their own
+    compared = {"hidden", "outputs"} if embeds else {"hidden"}
     wanted = [
-        (lesson, link) for lesson in lessons if find(lesson.term.loss).compares == "hidden" for link in lesson.links
+        (lesson, link) for lesson in lessons if find(lesson.term.loss).compares in compared for link in lesson.links
     ]
     if not wanted or rows.source is None:
         return kind(student, {})
     training = student.training
     student.eval()
     inputs = pad([rows.encoded[0]], rows.pad_token_id, rows.task.INPUTS)
-    with torch.no_grad(), capture(student, [link.student for _, link in wanted]) as mine:
-        student(**inputs)
+    names = sorted({link.student for _, link in wanted} - {"logits"})
+    with torch.no_grad(), capture(student, names) as found:
+        mine = {"logits": rows.task.logits(student(**inputs), inputs)}
+    mine |= found
     student.train(training)
     theirs = rows.source([0])
     torch.manual_seed(seed)

@@ -23,7 +23,7 @@ SPOKEN = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # the parts t
 ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation)
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))  # the pieces of byte fallback
 TRIMMED = ("WordPiece", "BPE", "Unigram")
-COPIED = ("special_tokens_map.json", "chat_template.jinja")  # tokenizer files that name tokens, never ids
+COPIED = ("special_tokens_map.json", "chat_template.jinja", "preprocessor_config.json")  # files without ids
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Losses between relations, which exist at any width: tokens within a layer, and samples within a batch.
 
 Pure functions of tensors. ``minilm`` relates the tokens of each text; it refuses a number of relation heads that does
-not divide both widths. The others relate the B samples of a batch to each other, each in its own model's space. They
-depend on which samples share a batch, by definition, and are 0 where a batch is too small to hold a relation (two
-samples for ``similarity``, three for the others); sequence padding never reaches them.
+not divide both widths. The others relate the B samples of a batch to each other, each in its own model's space
+(``affinity``: the two halves of its pairs). They depend on which samples share a batch, by definition, and are 0 where
+a batch is too small to hold a relation (two samples for ``similarity``, two pairs for ``affinity``, three samples for
+the others); sequence padding never reaches them.
 """
 
 from __future__ import annotations
@@ -122,6 +123,30 @@ def contrastive(student_BD: torch.Tensor, teacher_BE: torch.Tensor, temperature:
     return (teacher.exp() * (teacher - student)).sum(-1).mean()
 
 
+def affinity(student_BD: torch.Tensor, teacher_BE: torch.Tensor) -> torch.Tensor:
+    """``(mean over images of KL(p_i || q_i) + mean over texts of KL(p^j || q^j)) / 2`` over the pairs of a batch.
+
+    Rows 2i and 2i + 1 are the image and the text of pair i; p_i is the softmax of the teacher's logits of image i with
+    every text, p^j that of text j with every image, q likewise of the student's. A logit is a dot product: the scale is
+    in the embeddings. TinyCLIP's affinity mimicking (Wu et al. 2023, arXiv:2309.12314), CLIP-KD's contrastive
+    relations (Yang et al. 2023, arXiv:2307.12732); widths may differ. Shapes: [B, D], [B, E]; an odd last row has no
+    partner and does not count. Returns a scalar >= 0 in nats.
+    """
+    if len(student_BD) < 2:
+        return 0.0 * student_BD.float().sum()
+
+    def logits(x_BD: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x_BD.device.type, enabled=False):
+            return x_BD[: len(x_BD) // 2 * 2 : 2].float() @ x_BD[1::2].float().T
+
+    def divergence(student_PP: torch.Tensor, teacher_PP: torch.Tensor) -> torch.Tensor:
+        student, teacher = student_PP.log_softmax(-1), teacher_PP.log_softmax(-1)
+        return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+    student, teacher = logits(student_BD), logits(teacher_BE.detach())
+    return (divergence(student, teacher) + divergence(student.T, teacher.T)) / 2
+
+
 def _dots(rows: torch.Tensor) -> torch.Tensor:
     """All dot products of the rows of a matrix, in float32 also where mixed precision is on."""
     with torch.autocast(rows.device.type, enabled=False):
@@ -134,4 +159,5 @@ LOSSES = {
     "rkd-angle": Loss(rkd_angle, "samples"),
     "similarity": Loss(similarity, "samples"),
     "contrastive": Loss(contrastive, "samples"),
+    "affinity": Loss(affinity, "samples"),
 }

@@ -42,6 +42,7 @@ FLOATS = (  # of one rounding
     aten.softmax.int,
     aten.gelu.default,
     aten.silu.default,
+    aten.sigmoid.default,
     aten.tanh.default,
     aten.rsqrt.default,
     aten.mean.dim,

@@ -344,6 +344,11 @@ class ReferenceEmbedding(nn.Module):
         self.register_buffer("weight_q", quantize_weight(table.weight, scale_V).to(torch.int8))
         self.register_buffer("w_scale", scale_V[:, None].clone())
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some model code asks ``.weight`` for its number of rows; it gets a float tensor of so many."""
+        return self.weight_q if self.bits == 16 else self.w_scale
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = F.embedding(ids, self.weight_q).to(torch.float32)
         return rows if self.bits == 16 else rows * F.embedding(ids, self.w_scale)

@@ -17,50 +17,57 @@ from edgekd.artifact import SCRATCH, Artifact, Facts, Inputs, write_json
 from edgekd.data.stage import TRANSFER, read_split
 from edgekd.distill import sources
 from edgekd.distill import student as students
-from edgekd.distill.stage import distance
-from edgekd.outputs import save_outputs
+from edgekd.distill.stage import TEST_LOGITS, distance
+from edgekd.outputs import read_outputs, save_outputs
 from edgekd.quantize import program, qat, reference, sensitivity, smooth, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import Scheme
 from edgekd.recipe import Recipe
-from edgekd.teach import transformers
+from edgekd.tasks import _parts
+from edgekd.teach import dual, transformers
 
 NOT_TOKENIZER = frozenset({"config.json", "generation_config.json"})
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
-    """Write the Program (see docs/architecture.md). Variant: scheme; ``fp32`` has no teacher and nothing to choose."""
-    task = registry.load("tasks", recipe.task)
+    """Write the Program (see docs/architecture.md). Variant: scheme (``fp32`` has no teacher and nothing to choose),
+    and the part, where the student becomes several artefacts."""
+    task = _parts.of(registry.load("tasks", recipe.task), inputs.variant)
     data, distilled, scheme = inputs["data"], inputs["distill"], inputs.variant["scheme"]
     folder, length = distilled.path / "model", recipe.data.max_length
     processor, pad_token_id = task.processor(folder), distilled.facts["pad_token_id"]
     student = students.load(folder, transformers.model_class(task.AUTO_TASK)).eval()
+    if "part" in inputs.variant:
+        student = dual.tower(student, task.name)
     facts: Facts = {"method": "none", "chosen_step": 0, "trace": [], "layers": []}
     if scheme == "fp32":
         model = student
     else:
         wanted = schemes.get(scheme, recipe.quantize)
         model, facts = quantized(recipe, inputs, task, student, processor, pad_token_id, wanted, out / SCRATCH)
-    test = read_split(data.path, "test")
+    whole = read_split(data.path, "test")
+    places = _parts.places(task, whole)
+    test = [whole[place] for place in places]
     encoded = task.encode(processor, test, length)
     exported = program.export(model, task, encoded[0], length)
     program.save(exported, out)
     integers = program.integer_module(exported)
     outputs = program.run(integers, task, encoded)
     arrays = [one.numpy() for one in outputs]
-    save_outputs(out / program.REFERENCE, arrays)
+    save_outputs(out / program.REFERENCE, arrays, rows=None if len(test) == len(whole) else places)
     signature = program.signature(exported, task)
     texts = [task.sample_text(row) for row in test]
     write_json(out / program.GOLDEN, {"signature": signature, **program.golden(integers, task, texts, encoded)})
     for file in sorted(folder.iterdir()):
-        if file.suffix != ".safetensors" and file.name not in NOT_TOKENIZER:
+        if file.suffix != ".safetensors" and file.name not in NOT_TOKENIZER and _parts.has(task, file.name):
             shutil.copy2(file, out / file.name)
     shutil.copy2(data.path / "labels.json", out / "labels.json")
     values = torch.cat([one.flatten() for one in outputs])
+    floats = arrays if len(test) == len(whole) else read_outputs(distilled.file(TEST_LOGITS))  # the other parts'
     return {
-        "scheme": scheme,
+        **inputs.variant,
         **facts,
-        "metrics": {"test": task.metrics(arrays, test)},
+        "metrics": {"test": task.metrics(_parts.joined(places, arrays, floats), whole)},
         "max_length": length if "input_ids" in task.INPUTS else None,
         **signature,
         "pad_token_id": pad_token_id,
@@ -80,7 +87,7 @@ def quantized(
 ) -> tuple[nn.Module, Facts]:
     """The student in reference modules of ``scheme``, and how it came about; checkpoints lie in ``scratch``."""
     settings, data = recipe.quantize, inputs["data"]
-    splits = {name: read_split(data.path, name) for name in ("train", "validation", *TRANSFER)}
+    splits = {name: _parts.mine(task, read_split(data.path, name)) for name in ("train", "validation", *TRANSFER)}
     encoded = {name: task.encode(processor, rows, recipe.data.max_length) for name, rows in splits.items() if rows}
     student.requires_grad_(False)
     count = min(settings.calibration_samples, len(encoded["train"]))
@@ -152,14 +159,16 @@ def _judge(
     below the student's.
     """
     goal = transformers.predict(student, task, encoded, pad_token_id)
-    whole = task.metrics(transformers.arrays(goal), rows)[task.HEADLINE]
+
+    def metric(outputs: transformers.Outputs) -> float:
+        found: float = task.metrics(transformers.arrays(outputs), rows)[task.HEADLINE]
+        return found
 
     def judge(model: nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded, pad_token_id)
         judged = compared(task, found, goal)
-        if "agreement" in judged:
-            return judged | {"drop": 1 - judged["agreement"]}
-        return judged | {"drop": whole - task.metrics(transformers.arrays(found), rows)[task.HEADLINE]}
+        drop = 1 - judged["agreement"] if "agreement" in judged else metric(goal) - metric(found)
+        return judged | {"drop": drop}
 
     return judge
 
@@ -174,8 +183,10 @@ def compared(task: Any, found: transformers.Outputs, goal: transformers.Outputs)
 
 def _source(recipe: Recipe, task: Any, data: Artifact, teach: Artifact, split: str) -> sources.Source:
     """The teacher's outputs for one split: from the cache or, where there is none, from the teacher."""
+    rows = read_split(data.path, split)
     if not recipe.teach.online:
-        return sources.Cached(teach, [split], ["logits"])
+        whole, places = sources.Cached(teach, [split], ["logits"]), _parts.places(task, rows)
+        return lambda picked: whole([places[row] for row in picked])
     teacher = transformers.load_teacher(recipe.teacher, task.AUTO_TASK)
-    encoded = task.encode(task.processor(data.path / "tokenizer"), read_split(data.path, split), recipe.data.max_length)
+    encoded = task.encode(task.processor(data.path / "tokenizer"), _parts.mine(task, rows), recipe.data.max_length)
     return sources.Online(teacher, task, encoded, data.facts["pad_token_id"], ["logits"])

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import registry
-from edgekd.artifact import Artifact, Facts, Inputs
+from edgekd.artifact import Facts, Inputs
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
 from edgekd.recipe import Recipe
 from edgekd.targets import _buckets
+from edgekd.tasks import _parts
 
 COUNTED = 10_000  # training rows that are counted, evenly spread: more would move a share by less than a hundredth
 SHOWN = 4  # numbers of lengths whose padding is told
@@ -30,8 +31,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     targets of fixed lengths, whose fact ``padding`` says what these lengths cost on the training text. Raises BadInput
     when ``export.max_length`` (default: ``data.max_length``) is beyond what the Program takes; images have no length.
     """
-    name, scheme = inputs.variant["target"], inputs.variant["scheme"]
-    program = inputs["quantize"]
+    name, program = inputs.variant["target"], inputs["quantize"]
     max_length, limit = recipe.export.max_length or recipe.data.max_length, program.facts["max_length"]
     if limit is not None and max_length > limit:
         raise BadInput(
@@ -43,22 +43,23 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
     shorter: dict[str, Any] = {}
     padding: Facts = {}
     if limit is not None and target.fixed_length:
-        texts = _texts(recipe, program, inputs["data"], max_length)
+        texts = _texts(recipe, inputs, max_length)
         lengths = _lengths(recipe.export.buckets, texts, max_length)
         shorter = {"shorter": lengths[:-1]} if lengths[:-1] else {}
         padding = {"padding": _padding(texts, lengths)}
     facts: Facts = target.export(program.path, out, max_length=max_length, **shorter)
     for file in sorted(set(program.files) - NOT_SHIPPED):
         shutil.copyfile(program.file(file), out / file)
-    return {"target": name, "scheme": scheme, **facts, **padding}
+    return {**inputs.variant, **facts, **padding}
 
 
-def _texts(recipe: Recipe, program: Artifact, data: Artifact, max_length: int) -> Counter[int]:
+def _texts(recipe: Recipe, inputs: Inputs, max_length: int) -> Counter[int]:
     """Number of training texts by their tokens, as the Program's own tokenizer cuts them."""
-    task = registry.load("tasks", recipe.task)
-    rows = read_split(data.path, "train")
+    task = _parts.of(registry.load("tasks", recipe.task), inputs.variant)
+    rows = _parts.mine(task, read_split(inputs["data"].path, "train"))
     rows = rows[:: -(-len(rows) // COUNTED)]
-    return Counter(len(one["input_ids"]) for one in task.encode(task.processor(program.path), rows, max_length))
+    processor = task.processor(inputs["quantize"].path)
+    return Counter(len(one["input_ids"]) for one in task.encode(processor, rows, max_length))
 
 
 def _lengths(buckets: int | list[int], texts: _buckets.Histogram, max_length: int) -> list[int]:

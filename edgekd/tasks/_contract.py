@@ -16,6 +16,8 @@ and its outputs are per token; see ``text_generation.py``. One whose answers are
 A task may define ``settle(config, folder)``: it writes into a tokenizer's folder what ``encode`` must know of the
 model beside it.
 
+A task with ``PARTS`` has a student of several artefacts (the towers of a dual encoder): see ``_parts.py``.
+
 A task may also define ``app_settings(examples) -> dict``: what an app must know beside the labels to answer as
 ``metrics`` does, from the test examples; it stands in a bundle's ``app.json``.
 """

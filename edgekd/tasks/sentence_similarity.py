@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.errors import BadInput
-from edgekd.tasks import _classes, _text
+from edgekd.tasks import _classes, _text, _vectors
 from edgekd.tasks._contract import Encoded, Example
 
 AUTO_TASK = "feature-extraction"
@@ -28,10 +28,12 @@ GROUP = 2
 PER_UNIT = False
 SOFT = "contrastive"
 STS = 5.0  # the highest score of the STS scale
-ALIKE = 0.99  # cosine of two vectors that count as the same
 
 processor = _text.processor
 stack = _classes.stack
+take = _vectors.take
+agree = _vectors.agree
+answer = _vectors.answer
 
 
 def example(row: Mapping[str, Any], labels: Sequence[str]) -> Example:
@@ -89,11 +91,6 @@ def logits(outputs: Any, inputs: Mapping[str, Any]) -> Any:
     return mean_BH / (mean_BH * mean_BH).sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
-def take(logits_H: Any, encoded: Encoded) -> Any:
-    """The row's vector as it is."""
-    return logits_H
-
-
 def targets(examples: Sequence[Example]) -> list[float | None]:
     """Scores from 0 to 1, the pair's in both of its rows."""
     scores = [example.get("score") for example in examples]
@@ -125,20 +122,9 @@ def metrics(outputs: Any, examples: Sequence[Example], teacher: Any = None) -> d
     return found
 
 
-def agree(outputs: Any, others: Any) -> np.ndarray | None:
-    """1.0 where the two vectors of a row have a cosine of at least 0.99, else 0.0; None for unequal widths."""
-    ours, theirs = np.asarray(outputs, np.float64), np.asarray(others, np.float64)
-    return None if ours.shape != theirs.shape else (_cosine(ours, theirs) >= ALIKE).astype(np.float64)
-
-
 def correct(outputs: Any, examples: Sequence[Example]) -> None:
     """None: a correlation is a number of all pairs together."""
     return None
-
-
-def answer(output: Any, example: Example, labels: Sequence[str], top_k: int = 3) -> dict[str, list[float]]:
-    """``{"embedding": [...]}``."""
-    return {"embedding": [float(x) for x in np.asarray(output)]}
 
 
 def ranks(values_N: np.ndarray) -> np.ndarray:
@@ -149,12 +135,7 @@ def ranks(values_N: np.ndarray) -> np.ndarray:
 
 def _cosines(outputs: Any) -> np.ndarray:
     outputs_MH = np.asarray(outputs, np.float64)
-    return _cosine(outputs_MH[::2], outputs_MH[1::2])
-
-
-def _cosine(left_NH: np.ndarray, right_NH: np.ndarray) -> np.ndarray:
-    lengths_N = np.linalg.norm(left_NH, axis=-1) * np.linalg.norm(right_NH, axis=-1)
-    return (left_NH * right_NH).sum(-1) / np.maximum(lengths_N, 1e-12)
+    return _vectors.cosine(outputs_MH[::2], outputs_MH[1::2])
 
 
 def _pearson(left_N: np.ndarray, right_N: np.ndarray) -> float:

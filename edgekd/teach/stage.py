@@ -167,7 +167,9 @@ def _estimate(
     processor = task.processor(data.path / "tokenizer")
     some = list(rows.values())[:: max(1, len(rows) // 1000)]
     lengths = [transformers.length(one) for one in task.encode(processor, some, recipe.data.max_length)]
-    outputs = None if data.facts["labels"] else model.config.hidden_size  # at most: an embedding, or two numbers
+    outputs = None
+    if not data.facts["labels"]:  # at most: an embedding, or two numbers
+        outputs = getattr(model.config, "projection_dim", None) or model.config.hidden_size
     if generates(task):
         outputs = 3
     return cache.estimate(["logits", *kinds], len(rows), lengths, model.config, outputs=outputs, per_unit=task.PER_UNIT)

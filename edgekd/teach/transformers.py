@@ -14,11 +14,16 @@ from edgekd.errors import BadInput
 Encoded = Mapping[str, Any]
 Outputs = torch.Tensor | list[torch.Tensor]  # [N, C], or per row [W, C] over its units
 TEXT_INPUTS = ("input_ids", "attention_mask")
+DUAL = "zero-shot-image-classification"
 LOGITS = 2**27  # float32 numbers of one batch
 
 
 def model_class(auto_task: str) -> Any:
-    """transformers' Auto class of a task, from optimum's task map."""
+    """transformers' Auto class of a task, from optimum's task map; or the model as edgekd runs it (``dual.py``)."""
+    if auto_task == DUAL:
+        from edgekd.teach.dual import CLIPModel
+
+        return CLIPModel
     from optimum.exporters.tasks import TasksManager
 
     return TasksManager.get_model_class_for_task(auto_task)
@@ -70,25 +75,33 @@ def length(row: Encoded) -> int:
 
 
 def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of ``size``, sorted by length (then by index): a fixed composition, little padding."""
+    """Indices in batches of ``size``, sorted by length (then by index): a fixed composition, little padding.
+
+    Images (of length 0) and texts are never in one batch.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    images = sum(length == 0 for length in lengths)
+    for some in (order[:images], order[images:]):
+        for start in range(0, len(some), size):
+            yield some[start : start + size]
 
 
 def pad(rows: Sequence[Encoded], pad_token_id: int, names: Sequence[str] = TEXT_INPUTS) -> dict[str, torch.Tensor]:
     """The model's inputs: ids right-padded to the longest row [B, S] int64, images stacked [B, 3, H, W] float32.
 
-    A decoder's ids are padded to the longest of their own.
+    Each is of the rows that have it, as long as the longest of these; an input that none has is left out.
     """
     batch: dict[str, torch.Tensor] = {}
     for name in names:
+        some = [row for row in rows if name in row]
+        if not some:
+            continue
         if name == "pixel_values":
-            batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], np.float32) for row in rows]))
+            batch[name] = torch.from_numpy(np.stack([np.asarray(row[name], np.float32) for row in some]))
             continue
         fill = pad_token_id if name.endswith("input_ids") else 0
-        padded = np.full((len(rows), max(len(row[name]) for row in rows)), fill, np.int64)
-        for i, row in enumerate(rows):
+        padded = np.full((len(some), max(len(row[name]) for row in some)), fill, np.int64)
+        for i, row in enumerate(some):
             padded[i, : len(row[name])] = row[name]
         batch[name] = torch.from_numpy(padded)
     return batch

@@ -21,8 +21,9 @@ from edgekd import registry
 from edgekd.artifact import Artifact, Facts, Inputs, read_json
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput, StepFailed
-from edgekd.outputs import read_outputs, save_outputs
+from edgekd.outputs import read_outputs, read_rows, save_outputs
 from edgekd.targets._contract import load_program
+from edgekd.tasks import _parts
 from edgekd.teach.cache import read_logits
 from edgekd.verify.faithful import accelerated, faithful, integer_layers, invariance, judged, stored_size
 
@@ -38,18 +39,23 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     for logits that are not finite or not of the task's shape.
     """
     began = time.monotonic()
-    target, task = registry.load("targets", inputs.variant["target"]), registry.load("tasks", recipe.task)
+    whole = registry.load("tasks", recipe.task)
+    target, task = registry.load("targets", inputs.variant["target"]), _parts.of(whole, inputs.variant)
     test = read_split(inputs["data"].path, "test")
-    rows = subset(test, task.group_text, _limit(recipe.verify, target.slow))
-    examples = [test[row] for row in rows]
-    compared = _compared(inputs, rows)
+    asked = subset(test, task.group_text, _limit(recipe.verify, target.slow))
+    examples = [test[row] for row in asked]
+    places = _parts.places(task, examples)  # of the rows that this artefact answers among those that are scored
+    rows = [asked[place] for place in places]
+    scored = _compared(inputs, asked)
+    compared = {name: [outputs[place] for place in places] for name, outputs in scored.items()}
     golden_file = read_json(inputs["quantize"].file("golden.json"))
 
     session = target.open_session(inputs["export"].path)
     try:
         model = _Model(session, golden_file["signature"], inputs["export"].facts.get("max_length"))
         outputs = []
-        for row, encoded in zip(rows, _encoded(recipe, task, inputs["export"], examples), strict=True):
+        mine = [test[row] for row in rows]
+        for row, encoded in zip(rows, _encoded(recipe, task, inputs["export"], mine), strict=True):
             outputs.append(task.take(model.logits(encoded, f"test row {row + 1}"), encoded))
             inputs.progress(len(outputs), len(rows), "samples")
         golden, examples_run, answers = _golden(model, golden_file)
@@ -69,17 +75,18 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     golden["passed"] = golden["max_abs_delta"] <= golden["bound"]
     program, export = load_program(inputs["quantize"].path), inputs["export"]
     file = export.path / export.facts["file"]
-    teacher = compared["teacher"]
+    teacher, student = scored["teacher"], scored["student"]
+    joined = _parts.joined(places, outputs, student)
     agreements = {name: agreement(task, outputs, others) for name, others in compared.items()}
     return {
         **inputs.variant,
         "samples": len(rows),
-        "of": len(test),
-        "rows": "every row" if len(rows) == len(test) else f"{len(rows)} of {len(test)} rows, evenly spread",
-        "metrics": task.metrics(outputs, examples, teacher),
-        "program_metrics": task.metrics(compared["program"], examples, teacher),
-        "student_metrics": task.metrics(compared["student"], examples, teacher),
-        "teacher_metrics": task.metrics(teacher, examples),
+        "of": len(_parts.places(task, test)),
+        "rows": "every row" if len(asked) == len(test) else f"{len(asked)} of {len(test)} rows, evenly spread",
+        "metrics": whole.metrics(joined, examples, teacher),
+        "program_metrics": whole.metrics(scored["program"], examples, teacher),
+        "student_metrics": whole.metrics(student, examples, teacher),
+        "teacher_metrics": whole.metrics(teacher, examples),
         "parity": parity(task, outputs, compared["program"]),
         "golden": golden,
         "faithful": {
@@ -252,12 +259,18 @@ def _limit(verify: Any, slow: bool) -> int | None:
 
 
 def _compared(inputs: Inputs, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
-    """Outputs of Program, teacher and float student on these rows of the test split."""
+    """Outputs of Program, teacher and float student on these rows of the test split.
+
+    Rows that are another part's have the float student's outputs in place of the Program's.
+    """
+    reference, student = inputs["quantize"].file("reference.safetensors"), inputs["distill"]
     found = {
-        "program": read_outputs(inputs["quantize"].file("reference.safetensors")),
+        "program": read_outputs(reference),
         "teacher": [one.numpy() for one in read_logits(inputs["teach"], "test")],
-        "student": read_outputs(inputs["distill"].file("test_logits.safetensors")),
+        "student": read_outputs(student.file("test_logits.safetensors")),
     }
+    if (mine := read_rows(reference)) is not None:
+        found["program"] = _parts.joined(mine, found["program"], found["student"])
     sizes = {name: len(outputs) for name, outputs in found.items()}
     if len(set(sizes.values())) != 1 or max(rows) >= min(sizes.values()):
         raise BadInput(

@@ -13,7 +13,7 @@ from edgekd.losses import find, known, layer_map
 
 OUTPUTS = ["forward-kl", "reverse-kl", "jensen-shannon", "mse", "cosine", "decoupled-kd"]
 TOKENS = ["hidden-mse", "hidden-cosine", "attention-mse", "attention-kl", "minilm"]
-SAMPLES = ["rkd-distance", "rkd-angle", "similarity", "contrastive"]
+SAMPLES = ["rkd-distance", "rkd-angle", "similarity", "contrastive", "affinity"]
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])  # [B, S] = [4, 5]
 
 

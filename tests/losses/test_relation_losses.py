@@ -1,4 +1,4 @@
-"""MiniLMv2, RKD, similarity-preserving and contrastive losses against their formulas written as loops in numpy."""
+"""MiniLMv2, RKD, similarity-preserving, contrastive and affinity losses against their formulas, as loops in numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgekd.errors import BadInput
-from edgekd.losses.relations import contrastive, minilm, rkd_angle, rkd_distance, similarity
+from edgekd.losses.relations import affinity, contrastive, minilm, rkd_angle, rkd_distance, similarity
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
@@ -100,6 +100,21 @@ def test_contrastive_by_loops(temperature: float) -> None:
     assert contrastive(student, teacher, temperature).item() == pytest.approx(total / 6, rel=1e-4)
 
 
+def test_affinity_by_loops_over_images_and_over_texts() -> None:
+    student, teacher = samples()
+    total = 0.0
+    for one, other in ((0, 1), (1, 0)):
+        for i in range(3):
+            q, p = (
+                softmax(np.array([x[2 * i + one] @ x[2 * j + other] for j in range(3)]))
+                for x in (student.double().numpy(), teacher.double().numpy())
+            )
+            total += (p * np.log(p / q)).sum() / 3
+    assert affinity(student, teacher).item() == pytest.approx(total / 2, rel=1e-5)
+    odd = torch.cat((student, student[:1])), torch.cat((teacher, teacher[:1]))
+    assert affinity(*odd).item() == pytest.approx(total / 2, rel=1e-5)  # it has no partner
+
+
 @pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, similarity, contrastive])
 def test_a_turned_and_scaled_copy_of_the_teacher_has_its_relations(loss) -> None:
     _, teacher = samples()
@@ -107,7 +122,7 @@ def test_a_turned_and_scaled_copy_of_the_teacher_has_its_relations(loss) -> None
     assert loss(3 * teacher @ turn.T, teacher).item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, similarity, contrastive])
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, similarity, contrastive, affinity])
 @pytest.mark.parametrize("count", [1, 2])
 def test_batches_too_small_for_a_relation_do_no_harm(loss, count: int) -> None:
     student, teacher = samples(count)
@@ -119,7 +134,7 @@ def test_batches_too_small_for_a_relation_do_no_harm(loss, count: int) -> None:
         assert found.item() == pytest.approx(0.0, abs=1e-7)
 
 
-@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, similarity, contrastive])
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, similarity, contrastive, affinity])
 def test_samples_that_the_student_cannot_tell_apart_give_no_wild_gradient(loss) -> None:
     # Two texts that become one after vocabulary trimming: equal for the student, different for the teacher.
     student, teacher = samples()

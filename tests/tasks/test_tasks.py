@@ -7,17 +7,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, ViTConfig
+from transformers import BertConfig, CLIPConfig, ViTConfig
 
 from edgekd import registry
+from edgekd.tasks import _parts
 from edgekd.tasks._contract import Task
 
 VOCABULARY, LENGTH = 50, 9
+TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "eos_token_id": VOCABULARY - 1}
 
 
 @pytest.fixture(params=registry.names("tasks"))
 def task(request: pytest.FixtureRequest) -> Any:
     return registry.load("tasks", request.param)
+
+
+@pytest.fixture(
+    params=[
+        {"task": name, **({"part": part} if part else {})}
+        for name in registry.names("tasks")
+        for part in _parts.names(registry.load("tasks", name)) or [""]
+    ],
+    ids=lambda one: "-".join(one.values()),
+)
+def exported(request: pytest.FixtureRequest) -> Any:
+    """A task as its artefact sees it: one of its parts, where it has such."""
+    return _parts.of(registry.load("tasks", request.param["task"]), request.param)
 
 
 class Program(torch.nn.Module):
@@ -34,6 +49,13 @@ class Program(torch.nn.Module):
             if "pixel_values" in task.INPUTS
             else BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, num_labels=2, **shape)
         )
+        if isinstance(task, _parts.Part):
+            from edgekd.teach import dual
+
+            towers = {"vision_config": {"image_size": 8, "patch_size": 4, **shape}, "text_config": TEXT | shape}
+            config = CLIPConfig(**towers, projection_dim=6)
+            self.task, self.model = task, dual.tower(dual.CLIPModel.from_config(config), task.name).eval()
+            return
         self.task, self.model = task, model_class(task.AUTO_TASK).from_config(config).eval()
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -57,19 +79,20 @@ def test_a_task_has_the_names_of_the_contract(task: Any) -> None:
     assert not {*task.LIST_COLUMNS, *task.FILE_COLUMNS} - {*task.COLUMNS, *task.OPTIONAL_COLUMNS}
 
 
-def test_logits_export_with_any_batch_and_length(task: Any) -> None:
-    program = Program(task)
+def test_logits_export_with_any_batch_and_length(exported: Any) -> None:
+    task, program = exported, Program(exported)
     batch, sequence = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("sequence", min=2, max=32)
     dynamic = {0: batch} if "pixel_values" in task.INPUTS else {0: batch, 1: sequence}
     inputs = inputs_of(task, 4)
-    exported = torch.export.export(program, inputs, dynamic_shapes=((dynamic,) * len(inputs),))
+    made = torch.export.export(program, inputs, dynamic_shapes=((dynamic,) * len(inputs),))
     for one in (inputs, inputs_of(task, 3, 5)):
-        logits = exported.module()(*one)
+        logits = made.module()(*one)
         assert logits.dim() == (3 if task.PER_UNIT else 2) and len(logits) == len(one[0])
         torch.testing.assert_close(logits, program(*one))
 
 
-def test_padding_does_not_change_what_is_taken(task: Any) -> None:
+def test_padding_does_not_change_what_is_taken(exported: Any) -> None:
+    task = exported
     if "input_ids" not in task.INPUTS:
         pytest.skip("images are not padded")
     program = Program(task)
