@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, CLIPConfig, ViTConfig
+from transformers import BertConfig, CLIPConfig, MarianConfig, ViTConfig
 
 from edgekd import registry
 from edgekd.tasks import _parts
@@ -56,6 +56,10 @@ class Program(torch.nn.Module):
             config = CLIPConfig(**towers, projection_dim=6)
             self.task, self.model = task, dual.tower(dual.CLIPModel.from_config(config), task.name).eval()
             return
+        if "decoder_input_ids" in task.INPUTS:
+            halves = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+            sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in halves.items()}
+            config = MarianConfig(vocab_size=VOCABULARY, d_model=8, pad_token_id=0, max_position_embeddings=32, **sizes)
         self.task, self.model = task, model_class(task.AUTO_TASK).from_config(config).eval()
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -66,6 +70,7 @@ class Program(torch.nn.Module):
 def inputs_of(task: Any, rows: int, length: int = LENGTH) -> tuple[torch.Tensor, ...]:
     made = {
         "input_ids": torch.randint(1, VOCABULARY, (rows, length)),
+        "decoder_input_ids": torch.randint(1, VOCABULARY, (rows, length)),
         "attention_mask": torch.ones(rows, length, dtype=torch.long),
         "token_type_ids": torch.zeros(rows, length, dtype=torch.long),
         "pixel_values": torch.randn(rows, 3, 8, 8),
@@ -104,6 +109,7 @@ def test_padding_does_not_change_what_is_taken(exported: Any) -> None:
         "unit_ends": [0, 4, 8],
         "input_ids": ids,
         "learn": [0, 1, 1, 1, *[0] * (len(ids) - 4)],
+        "labels": ids[:3],
     }
     with torch.inference_mode():
         alone, among = task.take(program(*inputs)[0], encoded), task.take(program(*padded)[0], encoded)
@@ -113,7 +119,7 @@ def test_padding_does_not_change_what_is_taken(exported: Any) -> None:
 
 def test_equal_outputs_agree_and_stack_into_finite_rows(task: Any) -> None:
     numbers = np.random.default_rng(0)
-    shape = (4, 2) if task.PER_UNIT else (6,)
+    shape = (4, 3) if task.PER_UNIT else (6,)
     outputs = [numbers.normal(size=shape) for _ in range(2 * task.GROUP)]
     assert task.agree(outputs, [one.copy() for one in outputs]).tolist() == [1.0] * len(outputs)
     stacked = task.stack([torch.tensor(one) for one in outputs])
