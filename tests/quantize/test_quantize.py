@@ -114,7 +114,7 @@ def test_activations_have_the_gradients_of_the_paper(zero: float) -> None:
     inputs[2].requires_grad_()
     made = reference.FakeQuantize.apply(*inputs, 0.25)
     found = torch.autograd.grad(made, inputs, gradient)
-    # LSQ+ (arXiv:2004.09576, equations 4 and 5) in float64, a zero point for its offset: PyTorch's, below zero one more.
+    # LSQ+ (arXiv:2004.09576, equations 4 and 5) in float64, with a zero point for its offset, as PyTorch rounds that.
     exact, at = x.double() * float(torch.tensor(1 / inputs[1].item())), int(zero + 0.5)
     low, high, g = -128 - at, 127 - at, gradient.double()
     steps = exact.float().round().double()
