@@ -108,7 +108,7 @@ def main() -> None:
     parse.add_argument("--target", default="de")
     for name, value in {"steps": 6000, "vocabulary": 6000, "layers": 4, "width": 256, "every": 500}.items():
         parse.add_argument(f"--{name}", type=int, default=value)
-    parse.add_argument("--rate", type=float, default=2e-3)
+    parse.add_argument("--rate", type=float, default=5e-4)
     parse.add_argument("--dropout", type=float, default=0.3)
     asked = parse.parse_args()
     torch.manual_seed(0)
