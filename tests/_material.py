@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -52,3 +53,12 @@ def ask_bundle(bundle: Path, *texts: str) -> list[Any]:
     )
     assert done.returncode in (0, 1), done.stderr
     return [json.loads(line) for line in done.stdout.split("\n") if line]  # answers may hold other line ends
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
+    """A CSV file with a header."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return path

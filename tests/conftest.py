@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _material import ROOT, SHARED, tiny_rows
+from _material import ROOT, SHARED, tiny_rows, write_csv
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -87,15 +86,6 @@ export: {{targets: [onnx]}}
 gate: {{max_accuracy_drop: 0.05, min_program_agreement: 0.95, min_teacher_ratio: 0.9, not_slower: false}}
 bench: {{warmup_runs: 1, warmup_seconds: 0, min_runs: 6, min_seconds: 0, blocks: 2, cold_loads: 1}}
 """
-
-
-def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] = ("text", "label")) -> Path:
-    """A CSV file with a header."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    return path
 
 
 @pytest.fixture(scope="session")

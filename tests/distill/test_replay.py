@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _language import LINES, model_of, tokenizer
-from conftest import write_csv
+from _material import write_csv
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from edgekd import cli, pipeline, recipe

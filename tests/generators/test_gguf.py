@@ -101,7 +101,7 @@ def test_unknown_tokenizers_and_models_are_refused(tmp_path: Path) -> None:
         ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope type 'yarn'"),
         ("qwen3", {"hidden_act": "gelu"}, "computes silu"),
         ("qwen3", {"attention_bias": True}, "no Qwen3 with attention_bias"),
-        ("qwen2", {"head_dim": 8}, "heads do not fill"),
+        ("qwen2", {"head_dim": 8}, "do not fill hidden_size"),
     ):
         with pytest.raises(BadInput, match=why):
             gguf.check(model_of(name, 300, **sizes).config)
