@@ -79,6 +79,7 @@ def test_a_search_that_cannot_be_is_told_before_any_training(search, told, tiny,
     assert not (tmp_path / "run" / "steps").exists()
 
 
+@pytest.mark.slow
 def test_a_search_against_latency_measures_and_keeps_to_the_devices_limit(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     device = "name: mine\ntransport: local\nrunner: linux/python/edgekd_runner.py\nlimits: {p50_ms: 0.000001}\n"
     (tmp_path / "mine.yaml").write_text(device)
