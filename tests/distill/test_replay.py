@@ -20,6 +20,7 @@ from edgekd.distill import replay, stage, trainer
 from edgekd.errors import BadInput
 from edgekd.tasks import text_classification as task
 
+pytestmark = pytest.mark.slow  # models are trained to forget: half a minute
 NEW_WORDS = {"fruit": "alpha gamma kappa", "metal": "omega sigma delta"}  # "river" does not occur: it is forgotten
 
 
