@@ -33,7 +33,7 @@ from edgekd.errors import BadInput
 from edgekd.recipe import Recipe, Term
 from edgekd.tasks._contract import Example, generates
 from edgekd.teach import cache, transformers
-from edgekd.teach.stage import _open, knowledge, revision
+from edgekd.teach.stage import knowledge, opened, revision
 
 FOLDER = "replay"  # of the cache
 TERM = "replay"  # in the history
@@ -199,7 +199,7 @@ class Past:
         )
         ids = [cache.sample_id(identity, task.sample_text(row)) for row in rows]
         for step in earlier:
-            store = _open(step.path / FOLDER, identity)
+            store = opened(step.path / FOLDER, identity)
             if store is not None and store.holds([name], ids):
                 return store, ids
         if processes.rank() == 0 and not cache.has_shard(out / FOLDER, 0):

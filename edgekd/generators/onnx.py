@@ -48,6 +48,7 @@ WORDS = "word_table"  # initializer that table and tied head share
 # Products of int8 activations (a scale for each block) and integers, as in the runtime's own exports. With float
 # activations (level 1) a model of 88M numbers wrote 14 (w4) to 25 (w8) times slower.
 ACCURACY_LEVEL = 4
+BLOCKS = "activations of integer weights in int8 by blocks"
 LARGEST_BLOCK = 128  # of int8 rows: a tenth smaller than blocks of 32 and not slower
 CONTEXT = 4096  # tokens that a session's cache holds at most
 MICROSOFT = "com.microsoft"
@@ -358,7 +359,7 @@ class Session(_contract.Cached):
             "runtime": "onnxruntime-genai",
             "version": og.__version__,
             "threads": threads,
-            "caveats": ["activations of integer weights in int8 by blocks"],
+            "caveats": [BLOCKS],
         }
 
     def reset(self) -> None:

@@ -56,7 +56,9 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     """Write both graphs, config.json and generation_config.json. ``max_length`` changes nothing."""
     import onnx
 
-    model = _load(program)
+    from edgekd.quantize.tokens import load_student
+
+    model: Any = load_student(program / MODEL)
     check(model.config)
     weights, first = _weights(model)
     family: type[_Family] = _T5 if model.config.model_type == "t5" else _Bart
@@ -85,13 +87,6 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         "twice_bytes": sum(sizes[0][name] for name in sizes[0].keys() & sizes[1].keys()),
         "caveats": [],
     }
-
-
-def _load(program: Path) -> Any:
-    import torch
-    from transformers import AutoModelForSeq2SeqLM
-
-    return AutoModelForSeq2SeqLM.from_pretrained(program / MODEL, dtype=torch.float32).eval()
 
 
 def _context(config: Any) -> int:
@@ -574,7 +569,7 @@ class Session(_contract.Cached):
             "runtime": "onnxruntime",
             "version": ort.__version__,
             "threads": threads,
-            "caveats": ["activations of integer weights in int8 by blocks"],
+            "caveats": [genai.BLOCKS],
         }
 
     def reset(self) -> None:

@@ -64,9 +64,8 @@ class Tails:
 
     def __init__(self, percentile: float, tokens: int) -> None:
         self.percentile, self.tokens, self.count, self.keep = percentile, tokens, 0, 0
-        self.kept: Any = np.empty(
-            0, np.float32
-        )  # the ``keep`` values at each end, and what came since they were cut out
+        # The ``keep`` values at each end, and what came since they were cut out.
+        self.kept: Any = np.empty(0, np.float32)
         self.low, self.high = math.inf, -math.inf  # values between them are at neither end
         self.last: torch.Tensor | None = None
 

@@ -71,9 +71,11 @@ class Trainee(tokens.TokenLearner):
 
 def states(model: Any, inputs: dict[str, Any], at_2N: torch.Tensor, *, every: bool) -> list[torch.Tensor]:
     """Hidden states [N, D] at some places: of every layer, the last one's behind the last norm, or of that alone."""
-    found = model.base_model(**inputs, use_cache=False, output_hidden_states=every)
-    chosen = found.hidden_states[1:] if every else [found.last_hidden_state]
-    return [one[at_2N[0], at_2N[1]] for one in chosen]
+    if every:
+        found = model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[1:]
+    else:
+        found = [tokens.hidden(model, inputs)]
+    return [one[at_2N[0], at_2N[1]] for one in found]
 
 
 def values(

@@ -195,7 +195,7 @@ def _fill(
         size = transformers.at_once(model, recipe.data.max_length, size)
     batches = list(transformers.length_batches([transformers.length(one) for one in encoded], size))
     per_shard = max(1, recipe.teach.shard_samples // size)
-    known = [store for earlier in inputs.earlier if (store := _open(earlier.path / cache.FOLDER, identity))]
+    known = [store for earlier in inputs.earlier if (store := opened(earlier.path / cache.FOLDER, identity))]
     rank, ranks = processes.rank(), processes.count()
     done = made = reused = 0
     number = first
@@ -271,7 +271,7 @@ def _joined(parts: list[Any]) -> Any:
     return [row for part in parts for row in part]
 
 
-def _open(folder: Path, identity: str) -> cache.Cache | None:
+def opened(folder: Path, identity: str) -> cache.Cache | None:
     try:
         return cache.Cache(folder, identity)
     except BadInput:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _language import LINES, model_of, tokenizer
+from _material import in_two_processes
 from safetensors.torch import load_file
 from torch import nn
 
@@ -32,7 +30,6 @@ SECTIONS: dict[str, Any] = {
     "quantize": {"schemes": ["w4"], "steps": 12, "evaluate_every": 6, "learning_rate": 1e-3, "batch_size": 8},
     "export": {"targets": ["onnx"]},
 }
-ROOT = Path(__file__).resolve().parents[2]
 Parents = dict[str, artifact.Artifact]
 
 
@@ -264,13 +261,8 @@ def test_two_processes_share_the_training(folder: Path, parents: Parents, tmp_pa
     """Under ``accelerate launch`` the same command ends, one process speaks, and it comes to about the same."""
     sets = ("quantize.learning_rate=3e-4", "distill.baseline=false")
     (tmp_path / "recipe.yaml").write_text(recipe.dump(recipe_of(folder, *sets)))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision"]
-    command += ["no", "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "edgekd"]
-    command += ["quantize", str(tmp_path / "recipe.yaml"), "--run-dir", str(tmp_path / "two"), "--json", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads(done.stdout)["steps"]["quantize-w4"]["trace"]
+    told = in_two_processes("quantize", tmp_path / "recipe.yaml", tmp_path / "two", 600)
+    two = told["steps"]["quantize-w4"]["trace"]
     one = trained(folder, parents, tmp_path / "one", *sets)[1]["trace"]
     assert two[0] == one[0]
     assert two[-1]["distance"] == pytest.approx(one[-1]["distance"], rel=0.1)
