@@ -6,6 +6,7 @@ import copy
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +165,12 @@ def _judge(
         found: float = task.metrics(transformers.arrays(outputs), rows)[task.HEADLINE]
         return found
 
+    whole = cache(lambda: metric(goal))  # of tasks that have no answers to compare; a part of a pair has no metric
+
     def judge(model: nn.Module) -> dict[str, float]:
         found = transformers.predict(model, task, encoded, pad_token_id)
         judged = compared(task, found, goal)
-        drop = 1 - judged["agreement"] if "agreement" in judged else metric(goal) - metric(found)
+        drop = 1 - judged["agreement"] if "agreement" in judged else whole() - metric(found)
         return judged | {"drop": drop}
 
     return judge
