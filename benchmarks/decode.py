@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.errors import EdgekdError
-from edgekd.generators import gguf, onnx
+from edgekd.generators import executorch, gguf, litert, onnx
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize import tokens
 
@@ -129,7 +129,7 @@ def main() -> None:
         plain.mkdir()
         gguf.export(made["fp32"], plain, max_length=512)
         for scheme in asked.schemes:
-            for module in (gguf, onnx):
+            for module in (gguf, onnx, litert, executorch):
                 target = module.__name__.rpartition(".")[2]
                 out = root / f"{target}-{scheme}"
                 out.mkdir()

@@ -83,7 +83,7 @@ ON_POLICY = replace(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    7,
+    8,
     (
         "task",
         "seed",

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 PAD, END = "<pad>", "</s>"
-LONGEST, BATCH, BUCKET = 64, 96, 50
+LONGEST, BUCKET = 64, 50
 Pair = tuple[list[int], list[int]]
 
 
@@ -63,15 +63,15 @@ def model(vocabulary: int, layers: int, width: int, dropout: float) -> MarianMTM
     )
 
 
-def batches(pairs: list[Pair], chance: random.Random | None = None) -> list[list[Pair]]:
+def batches(pairs: list[Pair], size: int, chance: random.Random | None = None) -> list[list[Pair]]:
     """Pairs of like lengths together; in an order of their own where ``chance`` is given."""
     order = list(pairs)
     if chance:
         chance.shuffle(order)
     made = []
-    for start in range(0, len(order), BATCH * BUCKET):
-        some = sorted(order[start : start + BATCH * BUCKET], key=lambda pair: len(pair[1]))
-        made += [some[i : i + BATCH] for i in range(0, len(some), BATCH)]
+    for start in range(0, len(order), size * BUCKET):
+        some = sorted(order[start : start + size * BUCKET], key=lambda pair: len(pair[1]))
+        made += [some[i : i + size] for i in range(0, len(some), size)]
     if chance:
         chance.shuffle(made)
     return made
@@ -94,7 +94,7 @@ def loss_of(net: MarianMTModel, batch: list[Pair], device: torch.device, smoothi
 def validated(net: MarianMTModel, pairs: list[Pair], device: torch.device) -> float:
     """Nats per token."""
     net.eval()
-    nats = sum(float(loss_of(net, batch, device)) for batch in batches(pairs))
+    nats = sum(float(loss_of(net, batch, device)) for batch in batches(pairs, 256))
     net.train()
     return nats / sum(len(target) for _, target in pairs)
 
@@ -106,7 +106,14 @@ def main() -> None:
     parse.add_argument("out", type=Path)
     parse.add_argument("--source", default="en")
     parse.add_argument("--target", default="de")
-    for name, value in {"steps": 6000, "vocabulary": 6000, "layers": 4, "width": 256, "every": 500}.items():
+    for name, value in {
+        "steps": 6000,
+        "vocabulary": 6000,
+        "layers": 4,
+        "width": 256,
+        "batch": 96,
+        "every": 500,
+    }.items():
         parse.add_argument(f"--{name}", type=int, default=value)
     parse.add_argument("--rate", type=float, default=5e-4)
     parse.add_argument("--dropout", type=float, default=0.3)
@@ -134,7 +141,7 @@ def main() -> None:
     )
     best, kept, step, chance = math.inf, None, 0, random.Random(0)
     while step < asked.steps:
-        for batch in batches(pairs["train"], chance):
+        for batch in batches(pairs["train"], asked.batch, chance):
             loss = loss_of(net, batch, device, smoothing=0.1) / sum(len(target) for _, target in batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -31,7 +31,7 @@ from edgekd.losses import find
 from edgekd.losses.features import hidden_mse
 from edgekd.quantize import reference
 from edgekd.recipe import Quantize
-from edgekd.teach.transformers import TEXT_INPUTS, Encoded, gather, length, pad, paired
+from edgekd.teach.transformers import TEXT_INPUTS, Encoded, device, gather, length, pad, paired
 
 GAIN = 0.05  # share of the start's held-out distance that training must take away
 GELU_FLAT = -3.0  # below it a GELU gives -0.004 to 0: a range that goes on spends half of its steps on nothing
@@ -243,9 +243,13 @@ def train(
 
     Without ``knowledge`` the loss is the distance of the logits to the float student's alone.
 
-    ``student`` is the float model it came from. Each batch follows from (seed, step), so a run that is killed and
-    resumed from ``scratch`` ends with the same bytes. The trace has one entry per evaluation, step 0 first.
+    ``student`` is the float model it came from; both are trained on the accelerator, if there is one, and come back to
+    the CPU. Each batch follows from (seed, step), so a run that is killed and resumed from ``scratch`` ends with the
+    same bytes. The trace has one entry per evaluation, step 0 first.
     """
+    place = _place()
+    model.to(place)
+    student.to(place)
     scales = [q.log_scale for q in reference.quantizers(model)]
     zeros = [q.zero_point for q in reference.quantizers(model)]
     special = {id(parameter) for parameter in (*scales, *zeros)}
@@ -258,7 +262,7 @@ def train(
     model.eval()  # no dropout, wherever a model keeps it
     saved = scratch / "qat.pt"
     if saved.is_file():
-        state = torch.load(saved, weights_only=True)
+        state = torch.load(saved, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         best, trace, start = state["best"], state["trace"], state["step"]
@@ -268,7 +272,7 @@ def train(
         rate = min(1.0, (step + 1) / 20) * (1 - step / steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id)
+        rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id, place)
         loss = distance_to(model, student, task, rows, inputs, teacher, settings, temperature, knowledge)
         if not torch.isfinite(loss):
             raise BadInput(
@@ -298,21 +302,31 @@ def train(
             )
             temporary.replace(saved)
     model.load_state_dict(best)
+    model.cpu()
+    student.cpu()
     return trace
+
+
+def _place() -> torch.device:
+    """The accelerator, if there is one with float64, in which the numbers of a layer are chosen (Apple's has none)."""
+    found = device()
+    return torch.device("cpu") if found.type == "mps" else found
 
 
 def chosen(trace: Sequence[dict[str, Any]]) -> int:
     """The step whose checkpoint won: lowest held-out distance to the float student, the earlier on a tie.
 
     Training must show itself: a win over the calibrated start by less than GAIN is what another draw of held-out rows
-    would take back, so the start is kept.
+    would take back, and a checkpoint that gives fewer of the float student's answers than the start is no win at all.
     """
-    best = min(trace, key=lambda entry: (entry["distance"], entry["step"]))
-    return int(best["step"]) if best["distance"] < (1 - GAIN) * trace[0]["distance"] else 0
+    start = trace[0]
+    kept = [entry for entry in trace if entry.get("agreement", 0.0) >= start.get("agreement", 0.0)]
+    best = min(kept, key=lambda entry: (entry["distance"], entry["step"]))
+    return int(best["step"]) if best["distance"] < (1 - GAIN) * start["distance"] else 0
 
 
 def _batch(
-    pools: Sequence[Pool], task: Any, size: int, seed: int, step: int, pad_token_id: int
+    pools: Sequence[Pool], task: Any, size: int, seed: int, step: int, pad_token_id: int, place: torch.device
 ) -> tuple[list[Encoded], dict[str, torch.Tensor], Any]:
     """Encoded rows, the model's inputs, and the teacher's outputs; rows that belong together (a pair) stay so."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -326,8 +340,9 @@ def _batch(
         groups = torch.randint(0, len(pool.encoded) // group, (share,), generator=generator).tolist()
         picked = [one * group + k for one in groups for k in range(group)]
         rows += [pool.encoded[i] for i in picked]
-        outputs += list(pool.source(picked)["logits"])
-    return rows, pad(rows, pad_token_id, task.INPUTS), gather(task, outputs)
+        outputs += [one.to(place) for one in pool.source(picked)["logits"]]
+    inputs = {name: one.to(place) for name, one in pad(rows, pad_token_id, task.INPUTS).items()}
+    return rows, inputs, gather(task, outputs)
 
 
 def distance_to(

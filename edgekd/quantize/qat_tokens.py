@@ -145,7 +145,7 @@ def train(
         seed=seed,
         scratch=scratch,
         judge=judge,
-        better=lambda entry: (-entry["eval_distance"],),
+        better=lambda entry: (entry["eval_agreement"] >= trace[0]["agreement"], -entry["eval_distance"]),  # qat.chosen
         progress=progress,
         measure=partial(values, student, weights),
         kind=Trainee,

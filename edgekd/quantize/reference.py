@@ -69,7 +69,7 @@ def linear_numbers(
     The bias is a multiple of ``in_scale * scale`` as the kernels add it (zeros where there is none). A row whose
     weights are so small beside its bias that the bias would not fit int32 gets the coarser scale that fits.
     """
-    bias_O = torch.zeros(len(weight_OI)) if bias_O is None else bias_O.detach()
+    bias_O = weight_OI.new_zeros(len(weight_OI)) if bias_O is None else bias_O.detach()
     fits_O = (bias_O.double().abs() / (in_scale * BIAS_MAX)).float()
     scale_O = torch.maximum(weight_scale(weight_OI), fits_O)
     grid_O = in_scale * scale_O.double()

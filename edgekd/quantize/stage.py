@@ -28,6 +28,7 @@ from edgekd.tasks import _parts
 from edgekd.teach import dual, transformers
 
 NOT_TOKENIZER = frozenset({"config.json", "generation_config.json"})
+HELD, SHARE = 1000, 10  # rows of text that the teacher has not learned, to judge by: at most so many, one in so many
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
@@ -102,7 +103,9 @@ def quantized(
         weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id, found)
         return model
 
-    judge = _judge(task, student, encoded["validation"], splits["validation"], pad_token_id)
+    held = {name: _held(task, encoded[name]) for name in TRANSFER if name in encoded}
+    apart = [row for name, size in held.items() for row in encoded[name][len(encoded[name]) - size :]]
+    judge = _judge(task, student, encoded["validation"], splits["validation"], apart, pad_token_id)
     calibration: Facts = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
     if settings.smooth:
         # The judge keeps the outputs of the student as it came. Training compares hidden states, and that of the
@@ -112,7 +115,7 @@ def quantized(
     facts: Facts = {}
     if scheme.upgrade:
         size = max(1, settings.mixed.samples // task.GROUP) * task.GROUP
-        few = _judge(task, student, encoded["validation"][:size], splits["validation"][:size], pad_token_id)
+        few = _judge(task, student, encoded["validation"][:size], splits["validation"][:size], [], pad_token_id)
         scheme, facts["mixed"] = sensitivity.assign(calibrated, scheme, settings.mixed.max_drop, few, inputs.progress)
     model = calibrated(scheme)
     steps = settings.steps if scheme.trained and settings.method != "ptq" else 0
@@ -120,7 +123,9 @@ def quantized(
     if settings.method == "auto" and (limit is None or judge(model)["drop"] <= limit):
         steps = 0
     pools = [
-        qat.Pool(encoded[name], _source(recipe, task, data, inputs["teach"], name))
+        qat.Pool(
+            encoded[name][: len(encoded[name]) - held.get(name, 0)], _source(recipe, task, data, inputs["teach"], name)
+        )
         for name in ("train", *TRANSFER)
         if name in encoded
     ]
@@ -151,27 +156,34 @@ def quantized(
     return reference.convert(model), facts
 
 
+def _held(task: Any, encoded: Sequence[Any]) -> int:
+    """How many of these rows, the last ones, are judged by and not trained on; those that belong together stay so."""
+    return min(HELD, len(encoded) // SHARE) // task.GROUP * task.GROUP
+
+
 def _judge(
-    task: Any, student: nn.Module, encoded: Sequence[Any], rows: Sequence[Any], pad_token_id: int
+    task: Any, student: nn.Module, encoded: Sequence[Any], rows: Sequence[Any], apart: Sequence[Any], pad_token_id: int
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Compares a model with the float student on held-out rows: agreement, distance, |difference| and ``drop``.
 
-    ``drop`` is the share of answers that are not the student's; where a task has none to compare, the headline metric
-    below the student's.
+    The rows ``apart`` have no labels, but nor has the teacher learned them, as it may have the validation split, whose
+    answers are then all sure. ``drop`` is on the split alone: the share of answers that are not the student's; where a
+    task has none to compare, the headline metric below the student's.
     """
-    goal = transformers.predict(student, task, encoded, pad_token_id)
+    every, split = [*encoded, *apart], range(len(encoded))
+    goal = transformers.predict(student, task, every, pad_token_id)
 
     def metric(outputs: transformers.Outputs) -> float:
-        found: float = task.metrics(transformers.arrays(outputs), rows)[task.HEADLINE]
+        found: float = task.metrics(transformers.arrays(transformers.pick(outputs, split)), rows)[task.HEADLINE]
         return found
 
     whole = cache(lambda: metric(goal))  # of tasks that have no answers to compare; a part of a pair has no metric
 
     def judge(model: nn.Module) -> dict[str, float]:
-        found = transformers.predict(model, task, encoded, pad_token_id)
-        judged = compared(task, found, goal)
-        drop = 1 - judged["agreement"] if "agreement" in judged else whole() - metric(found)
-        return judged | {"drop": drop}
+        found = transformers.predict(model, task, every, pad_token_id)
+        agreed = task.agree(*(transformers.arrays(transformers.pick(one, split)) for one in (found, goal)))
+        drop = whole() - metric(found) if agreed is None else 1 - float(agreed.mean())
+        return compared(task, found, goal) | {"drop": drop}
 
     return judge
 

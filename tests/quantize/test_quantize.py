@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     BertConfig,
@@ -522,6 +524,41 @@ def test_resumed_quantization_ends_with_the_same_numbers(tiny, distilled, tmp_pa
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_text_that_no_teacher_has_learned_is_judged_by_and_not_trained_on(tiny, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    sets = ("data.augment={copies: 1}", "distill.max_steps=1", "distill.baseline=false")
+    made = pipeline.run(recipe.parse(tiny.recipe, overrides=sets), tmp_path / "run", until="distill")
+    count = made.steps["data"].facts["rows"]["augmented"]
+    trained: list[qat.Pool] = []
+    judged: list[int] = []
+    predict, kept = stage.transformers.predict, qat.train
+    monkeypatch.setattr(
+        qat,
+        "train",
+        lambda model, student, pools, *a, **k: trained.extend(pools) or kept(model, student, pools, *a, **k),
+    )
+    monkeypatch.setattr(stage.transformers, "predict", lambda *a, **k: judged.append(len(a[2])) or predict(*a, **k))
+    facts = quantize(tiny, made, tmp_path / "out", *sets)
+    assert len(trained[1].encoded) == count - count // 10 > 0
+    assert set(judged) == {made.steps["data"].facts["rows"]["validation"] + count // 10}
+    assert [entry["step"] for entry in facts["trace"]] == [0, 3, 6]
+
+
+def test_what_is_dropped_is_dropped_on_the_split_alone() -> None:
+    def answers(wrong: bool) -> nn.Module:
+        class Model(nn.Linear):
+            def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+                other = wrong & (input_ids[:, 0] == 9)
+                return SimpleNamespace(logits=F.one_hot(other.long(), 3).float())
+
+        return Model(1, 1)
+
+    rows = [{"input_ids": [one, 4], "attention_mask": [1, 1]} for one in (5, 6, 9, 9, 7, 9)]
+    labels = [{"text": "", "label": 0}] * 2
+    judged = stage._judge(task, answers(wrong=False), rows[:2], labels, rows[2:], 0)(answers(wrong=True))
+    assert judged["agreement"] == 0.5 and judged["drop"] == 0.0
+    assert stage._judge(task, answers(wrong=False), rows[1:3], labels, [], 0)(answers(wrong=True))["drop"] == 0.5
+
+
 def pool(rows: list[dict[str, list[int]]], teacher: float) -> qat.Pool:
     """Rows for which the teacher always gives the same logits."""
     return qat.Pool(rows, lambda picked: {"logits": torch.full((len(picked), 3), teacher)})
@@ -583,9 +620,11 @@ def test_a_batch_is_half_and_half_and_follows_from_seed_and_step() -> None:
     rows = encoded(20)
     pools = [pool(rows[:10], 0.0), pool(rows[10:], 1.0)]
     for size, ones in ((8, 4), (5, 3), (1, 1)):
-        picked, batch, teacher_BC = qat._batch(pools, task, size, 0, 7, 0)
+        picked, batch, teacher_BC = qat._batch(pools, task, size, 0, 7, 0, torch.device("cpu"))
         assert len(batch["input_ids"]) == len(picked) == size and teacher_BC[:, 0].sum() == ones
-    first, again, other = (qat._batch(pools, task, 8, 0, step, 0)[1]["input_ids"] for step in (7, 7, 8))
+    first, again, other = (
+        qat._batch(pools, task, 8, 0, step, 0, torch.device("cpu"))[1]["input_ids"] for step in (7, 7, 8)
+    )
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
 
@@ -624,3 +663,10 @@ def test_a_loss_that_is_not_finite_is_said_in_one_line(pair, tmp_path: Path) -> 
 )
 def test_training_must_show_itself(distances: list[float], step: int) -> None:
     assert qat.chosen([{"step": 10 * n, "distance": one} for n, one in enumerate(distances)]) == step
+
+
+def test_a_checkpoint_with_fewer_of_the_students_answers_is_no_win() -> None:
+    trace = [(0, 1.0, 0.99), (50, 0.4, 0.98), (100, 0.8, 0.99), (150, 0.7, 0.995)]
+    told = [{"step": step, "distance": distance, "agreement": agreed} for step, distance, agreed in trace]
+    assert qat.chosen(told) == 150
+    assert qat.chosen(told[:2]) == 0
