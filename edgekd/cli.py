@@ -115,7 +115,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | None, as_json: bool, quiet: bool) -> None:
     """Run the steps up to a stage and show the facts of that stage's steps."""
-    from edgekd import pipeline, progress
+    from edgekd import outcome, pipeline, progress
 
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
@@ -129,7 +129,7 @@ def _until(stage: str, recipe: Path, run_dir: Path | None, sets: list[str] | Non
         rows += [[step, "failed", line] for step, line in failures.items()]
         _table(f"{stage}: {folder}", ["step", "state", "where"], rows)
         _kept(loaded, found)
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(outcome.exit_code(result))
 
 
 def _kept(recipe: Recipe, steps: dict[str, Any]) -> None:
@@ -154,20 +154,20 @@ def ship(
     quiet: Quiet = False,
 ) -> None:
     """Teacher to verified, measured artefacts and a report. Exits with 1 when the gate fails."""
-    from edgekd import pipeline, progress
+    from edgekd import outcome, pipeline, progress
 
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
         result = pipeline.run(loaded, folder, listen=listen)
         if bench and loaded.bench.enabled:
             pipeline.bench(result, listen=listen)
-        document = pipeline.report(result)
+        document = outcome.report(result)
     if junit:
         from edgekd.bench import formats
 
-        _overwrite(junit, formats.junit(pipeline.verdicts(result), suite=loaded.name))
+        _overwrite(junit, formats.junit(outcome.verdicts(result), suite=loaded.name))
     _show_report(document, folder, as_json)
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(outcome.exit_code(result))
 
 
 @app.command(epilog="Example: edgekd plan examples/banking77.yaml --set quantize.steps=0")
@@ -245,18 +245,18 @@ def verify(
     recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Run every artefact on its own runtime against the real metric, and judge it."""
-    from edgekd import pipeline, progress
+    from edgekd import outcome, pipeline, progress
 
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
         result = pipeline.run(loaded, folder, listen=listen)
-    verdicts = pipeline.verdicts(result)
+    verdicts = outcome.verdicts(result)
     if as_json:
         _json({"schema": "edgekd/verdicts/1", "run": str(folder), "artifacts": verdicts})
     else:
         rows = [[name, entry["verdict"], "; ".join(entry["reasons"])] for name, entry in verdicts.items()]
         _table(f"verify: {folder}", ["artefact", "verdict", "why"], rows)
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(outcome.exit_code(result))
 
 
 @bench_app.command("run", epilog="Example: edgekd bench runs/banking77 --device local --set 'bench.threads=[1, 2]'")
@@ -298,13 +298,13 @@ def bench_run(
 def _bench_run(
     recipe: Path, run_dir: Path | None, sets: list[str], shapes: list[str], inputs: Path | None, quiet: bool
 ) -> tuple[Path, dict[str, Any], int]:
-    from edgekd import pipeline, progress
+    from edgekd import outcome, pipeline, progress
 
     loaded, folder = _load(recipe, run_dir, sets)
     with progress.show(quiet=quiet) as listen:
         result = pipeline.run(loaded, folder, until="export", listen=listen)
         facts = dict(pipeline.bench(result, listen=listen).facts)
-    return folder, facts, pipeline.exit_code(result)
+    return folder, facts, outcome.exit_code(result)
 
 
 def _bench_file(
@@ -366,13 +366,13 @@ def bundle_make(
     as_json: Json = False,
 ) -> None:
     """An artefact that passed, with its library, tokenizer, golden texts and provenance, as a folder for an app."""
-    from edgekd import pipeline
+    from edgekd import outcome, pipeline
     from edgekd.bundle import stage
 
     loaded, folder = _load(run, None, sets)
     result = pipeline.collect(loaded, folder)
     wanted = [target or loaded.export.targets[0], scheme or next(iter(loaded.quantize.schemes), "fp32")]
-    made = pipeline.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted), tokenizer)
+    made = outcome.app(result, name or loaded.name.lower().replace("_", "-"), "-".join(wanted), tokenizer)
     found = stage.make(made, platform, out, allow_unverified=allow_unverified, key=key)
     if as_json:
         return _json(found)
@@ -447,13 +447,13 @@ def devices_add(
 @app.command(epilog="Example: edgekd report runs/banking77")
 def report(recipe: RecipeArg, run_dir: RunDir = None, sets: Set = None, as_json: Json = False) -> None:
     """Make the report anew from what the run has; runs nothing."""
-    from edgekd import pipeline
+    from edgekd import outcome, pipeline
 
     loaded, folder = _load(recipe, run_dir, sets)
     result = pipeline.collect(loaded, folder)
-    document = pipeline.report(result)
+    document = outcome.report(result)
     _show_report(document, folder, as_json)
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(outcome.exit_code(result))
 
 
 @app.command(epilog="Example: edgekd init --task text-classification > recipe.yaml")
@@ -607,7 +607,7 @@ def targets(as_json: Json = False) -> None:
 @app.command(epilog="Example: edgekd quickstart --run-dir runs/quickstart")
 def quickstart(run_dir: RunDir = None, sets: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """The whole way on this machine alone, offline: data, a teacher made on the spot, all targets, a report."""
-    from edgekd import pipeline, progress
+    from edgekd import outcome, pipeline, progress
     from edgekd import quickstart as start
 
     folder = run_dir or Path("runs") / "quickstart"
@@ -616,9 +616,9 @@ def quickstart(run_dir: RunDir = None, sets: Set = None, as_json: Json = False, 
         result = pipeline.run(loaded, folder, listen=listen)
         if loaded.bench.enabled:
             pipeline.bench(result, listen=listen)
-        document = pipeline.report(result)
+        document = outcome.report(result)
     _show_report(document, folder, as_json)
-    raise typer.Exit(pipeline.exit_code(result))
+    raise typer.Exit(outcome.exit_code(result))
 
 
 def _show_report(document: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -8,30 +8,23 @@ functions are named, and imported by whoever runs them.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, isolate, processes, registry
+from edgekd import artifact, isolate, processes, refusals, registry, variants
 from edgekd import recipe as recipes
 from edgekd.artifact import Artifact, Facts
-from edgekd.bench import devices
-from edgekd.bundle._contract import App
-from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, EdgekdError, Environment, StepFailed, closest
-from edgekd.quantize import scheme as schemes
+from edgekd.errors import BadInput, EdgekdError, Environment, StepFailed
 from edgekd.recipe import Recipe
-from edgekd.tasks import _parts
-from edgekd.tasks._contract import generates
 from edgekd.teach import endpoint
-from edgekd.verify import gate
 
 ORDER = ("data", "teach", "distill", "quantize", "export", "verify", "bench", "report")
 
@@ -105,7 +98,6 @@ VERIFY = Stage(
     isolated=True,
 )
 BENCH = Stage("edgekd.bench.stage:run", 3, ("bench", "task", "data.max_length", *TEACHER))
-NARROWING = ("hidden_size", "heads", "intermediate_size", "embedding_size", "vocabulary", "vocabulary_size")
 # What a language model goes through instead, by the row that it replaces.
 GENERATIVE = {
     FLOAT: replace(FLOAT, run="edgekd.quantize.tokens:run", version=1),
@@ -135,7 +127,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        return _label(self.variant)
+        return variants.label(self.variant)
 
     @property
     def id(self) -> str:
@@ -188,8 +180,8 @@ def steps(recipe: Recipe) -> list[Step]:
 
     Raises BadInput for an unknown task, loss, target or scheme, and for a scheme that a target cannot carry.
     """
-    _check(recipe)
-    data, group = recipe.data, _group(recipe)
+    refusals.check(recipe)
+    data, group = recipe.data, variants.group(recipe)
     speaks = group == "generators"
 
     def row_of(row: Stage) -> Stage:
@@ -213,193 +205,27 @@ def steps(recipe: Recipe) -> list[Step]:
         row = ON_POLICY if recipe.distill.on_policy and kind == "student" else DISTILL
         table.append(Step("distill", row, base, {"kind": kind}, adapts, sources=student))
     distilled = {"distill": "distill-student"}
-    programs = _programs(recipe)
-    for program in programs:
+    for program in variants.programs(recipe):
         row, parents = (FLOAT, {"data": "data"}) if program["scheme"] == "fp32" else (QUANTIZE, base)
         table.append(Step("quantize", row_of(row), parents | distilled, program))
-    variants = [{"target": target, **program} for target in recipe.export.targets for program in programs]
-    for variant in variants:
+    for variant in variants.artifacts(recipe):
         module = registry.load(group, variant["target"])
-        parents = {"quantize": f"quantize-{_label(variant, 'part', 'scheme')}"}
+        parents = {"quantize": f"quantize-{variants.label(variant, 'part', 'scheme')}"}
         row = row_of(EXPORT)
         if not speaks and module.fixed_length:
             parents["data"] = "data"  # whose texts tell which lengths
             row = BUCKETED
         table.append(Step("export", row, parents, variant, tuple(module.distributions)))
-    for variant in variants:
+    for variant in variants.artifacts(recipe):
         tools = tuple(registry.load(group, variant["target"]).distributions)
         parents = {
-            "export": f"export-{_label(variant)}",
-            "quantize": f"quantize-{_label(variant, 'part', 'scheme')}",
+            "export": f"export-{variants.label(variant)}",
+            "quantize": f"quantize-{variants.label(variant, 'part', 'scheme')}",
             **base,
             **distilled,
         }
         table.append(Step("verify", row_of(VERIFY), parents, variant, tools))
     return table
-
-
-def _group(recipe: Recipe) -> str:
-    """The group of the modules that export: what a language model becomes keeps a cache."""
-    return "generators" if generates(registry.load("tasks", recipe.task)) else "targets"
-
-
-def _schemes(recipe: Recipe) -> list[str]:
-    return ["fp32", *(scheme for scheme in recipe.quantize.schemes if scheme != "fp32")]
-
-
-def _programs(recipe: Recipe) -> list[dict[str, str]]:
-    """Variants of the quantize stage: each scheme, of each part of a student that becomes several artefacts."""
-    parts = [{"part": part} for part in _parts.names(registry.load("tasks", recipe.task))] or [{}]
-    return [{**part, "scheme": scheme} for part in parts for scheme in _schemes(recipe)]
-
-
-def _label(variant: Mapping[str, str], *names: str) -> str:
-    """The values of a variant, or those of some names that it has, in one word: ``onnx-w8a8``, ``onnx-image-w8a8``."""
-    return "-".join(variant[name] for name in names or variant if name in variant)
-
-
-def _check(recipe: Recipe) -> None:
-    if recipe.teacher.endpoint:
-        endpoint.check(recipe, generates=generates(registry.load("tasks", recipe.task)))
-    elif not recipe.teacher.model:
-        raise BadInput("teacher.model is not set", where="recipe", todo="Give a local folder or a hub id.")
-    if not recipe.data.train:
-        raise BadInput("data.train is not set", where="recipe", todo="Give a CSV, JSONL or Parquet file.")
-    task = registry.load("tasks", recipe.task)
-    _check_task(recipe, task)
-    _parts.check(recipe, task)
-    if recipe.distill.on_policy:
-        _check_on_policy(recipe)
-    if recipe.distill.losses:
-        from edgekd.losses import find
-
-        for term in recipe.distill.losses:
-            find(term.loss)
-    for name, values in (
-        ("export.targets", recipe.export.targets),
-        ("quantize.schemes", recipe.quantize.schemes),
-    ):
-        if len(set(values)) != len(values):
-            raise BadInput(f"{name} names one twice: {values}", where="recipe")
-    if not recipe.export.targets:
-        raise BadInput(
-            "export.targets is empty", where="recipe", todo=f"Known: {', '.join(registry.names(_group(recipe)))}."
-        )
-    buckets, longest = recipe.export.buckets, recipe.export.max_length or recipe.data.max_length
-    if isinstance(buckets, list) and max(buckets) > longest:
-        raise BadInput(
-            f"export.buckets has a length of {max(buckets)} tokens, max_length is {longest}",
-            where="recipe",
-            todo="The longest bucket is max_length: drop the longer ones, or raise it.",
-        )
-    for name in recipe.bench.devices if recipe.bench.enabled else ():
-        registry.load("transports", devices.load(name).transport)
-    group = _group(recipe)
-    for target in recipe.export.targets:
-        if group == "generators" and recipe.task not in registry.load(group, target).tasks:
-            able = [name for name in registry.names(group) if recipe.task in registry.load(group, name).tasks]
-            raise BadInput(
-                f"{target} is for {', '.join(sorted(registry.load(group, target).tasks))}, not for {recipe.task}",
-                where="export.targets",
-                todo=f"Take {', '.join(able)}.",
-            )
-    if group == "generators":
-        _check_student(recipe)
-    for scheme in _schemes(recipe):
-        for target in recipe.export.targets:
-            _check_pair(registry.load(group, target), target, schemes.get(scheme, recipe.quantize))
-
-
-def _check_task(recipe: Recipe, task: Any) -> None:
-    """Refuse what a task that reads one text and writes another cannot do yet, and what no other task knows."""
-    writes, student = hasattr(task, "written"), recipe.distill.student
-    if recipe.teach.answers and not writes:
-        raise BadInput(f"{recipe.task} has no source to answer", where="teach.answers", todo="Leave it out.")
-    if not writes:
-        return
-    if recipe.teacher.endpoint:
-        raise BadInput(f"an endpoint does not teach {recipe.task} yet", where="teacher.endpoint")
-    if recipe.teach.members:
-        raise BadInput(f"several teachers of {recipe.task} are not joined yet", where="teach.members")
-    if recipe.quantize.weights in ("gptq", "awq"):
-        raise BadInput(
-            f"{recipe.quantize.weights} is not carried over to models with an encoder and a decoder yet",
-            where="quantize.weights",
-            todo="Take mse.",
-        )
-    if recipe.quantize.method != "ptq" and set(recipe.quantize.schemes) - {"fp32"}:
-        raise BadInput(
-            f"the rounding of {recipe.task} is not trained yet", where="quantize.method", todo="Set it to ptq."
-        )
-    narrow = [name for name in NARROWING if getattr(student, name)] + ["prune"] * (student.prune != "none")
-    if narrow:
-        raise BadInput(
-            f"students of {recipe.task} are cut by layers alone",
-            where=f"distill.student.{narrow[0]}",
-            todo="Set layers and decoder_layers, or model.",
-        )
-
-
-def _check_on_policy(recipe: Recipe) -> None:
-    """Refuse what the student cannot write, or nobody can score."""
-    task, wanted, where = registry.load("tasks", recipe.task), recipe.distill.on_policy, "distill.on_policy"
-    if not generates(task) or task.AUTO_TASK != "text-generation":
-        raise BadInput(f"{recipe.task} trains no causal language model", where=where, todo="Drop it.")
-    if recipe.teacher.endpoint:
-        raise BadInput(
-            "an endpoint does not score what the student writes",
-            where=where,
-            todo="Set teacher.model in its place, or drop distill.on_policy.",
-        )
-    if recipe.distill.student.vocabulary is not None:
-        raise BadInput("a student with fewer tokens than its teacher has other ids", where=where, todo="Drop the one.")
-    if wanted and wanted.max_new_tokens >= recipe.data.max_length:
-        raise BadInput(
-            f"max_new_tokens ({wanted.max_new_tokens}) of max_length ({recipe.data.max_length}) leave a prompt no room",
-            where=where,
-            todo="Lower the one or raise the other.",
-        )
-    if processes.count() > 1:
-        raise BadInput(f"runs in one process, not in {processes.count()}", where=where, todo="Run `edgekd distill`.")
-
-
-def _check_student(recipe: Recipe) -> None:
-    """Refuse a student that its targets could not hold, as far as the recipe and a teacher at hand tell.
-
-    A width that is asked for is looked at in the configuration that it makes of the teacher's, where that is a folder
-    here: before the hours of teaching and training. Everything else is said by the export.
-    """
-    shape = recipe.distill.student
-    if shape.embedding_size is not None:
-        raise BadInput(
-            "a student that writes text has no low-rank word table: its runtimes have no form for one",
-            where="distill.student.embedding_size",
-            todo="Leave it out; vocabulary and hidden_size make the table smaller.",
-        )
-    narrower = (shape.hidden_size, shape.heads, shape.intermediate_size)
-    folder = Path(recipe.teacher.model) if recipe.teacher.model else None
-    if shape.model or not any(narrower) or folder is None or not (folder / "config.json").is_file():
-        return
-    from transformers import AutoConfig
-
-    from edgekd.distill import student
-    from edgekd.generators import _contract as generators
-
-    made, _ = student.configured(shape, AutoConfig.from_pretrained(folder), cut=shape.prune == "importance")
-    for target in recipe.export.targets:
-        writer = registry.load("generators", target)
-        writer.check(made)
-        if _schemes(recipe) != ["fp32"]:
-            generators.check_widths(made, writer.block, target)
-
-
-def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
-    """Refuse, with the reason, a scheme that a target cannot carry, or one of the layers that it mixes in."""
-    for kind in sorted(scheme.kinds() - module.accepts):
-        what = scheme.name if kind == scheme.name else f"{kind} layers, which {scheme.name} mixes in here"
-        why = module.refuses.get(kind, "not written yet")
-        todo = f"Choose another scheme or drop the target; it accepts {', '.join(sorted(module.accepts))}."
-        raise BadInput(f"{target} does not accept {what}: {why}", where="recipe", todo=todo)
 
 
 def plan(recipe: Recipe, folder: Path) -> list[Planned]:
@@ -581,7 +407,7 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             progress=lambda done, total, unit: listen(Event("progress", "bench", done, total, unit)),
         )
         listen(Event("start", "bench"))
-        row = GENERATIVE[BENCH] if _group(recipe) == "generators" else BENCH
+        row = GENERATIVE[BENCH] if variants.group(recipe) == "generators" else BENCH
         view: Any = recipes.View(recipe, row.reads)
         facts = isolate.function(row.run)(view, inputs, out)
         made = artifact.seal(
@@ -692,29 +518,6 @@ def _publish(result: Result) -> None:
         artifact.publish(made, shown / name)
 
 
-def environment() -> dict[str, Any]:
-    """This host in a few facts, for the report."""
-    import platform
-
-    packages = (
-        "torch",
-        "transformers",
-        "onnxruntime",
-        "ai-edge-litert",
-        "litert-torch",
-        "coremltools",
-        "executorch",
-        "openvino",
-    )
-    return {
-        "os": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }
-
-
 def finished(recipe: Recipe, folder: Path) -> Result:
     """What the run has already, without running anything; what is missing counts as a failure."""
     result = Result(folder, recipe)
@@ -737,186 +540,3 @@ def collect(recipe: Recipe, folder: Path) -> Result:
     if (folder / "bench" / artifact.MANIFEST).is_file():
         result.steps["bench"] = artifact.load(folder / "bench")
     return result
-
-
-def artifacts_of(result: Result) -> list[tuple[str, str, str]]:
-    """``(name, target, scheme)`` of every artefact the recipe asks for, in its order.
-
-    A part stands with the target, whose artefacts are compared among themselves: ``("onnx-image-fp32", "onnx-image",
-    "fp32")``.
-    """
-    variants = [
-        {"target": target, **program} for target in result.recipe.export.targets for program in _programs(result.recipe)
-    ]
-    return [(_label(one), _label(one, "target", "part"), one["scheme"]) for one in variants]
-
-
-def verdicts(result: Result) -> dict[str, dict[str, Any]]:
-    """The gate's verdict on every artefact, by name (``onnx-w8a8``)."""
-    headline = registry.load("tasks", result.recipe.task).HEADLINE
-    bench, schemes = result.facts("bench") or {}, set(result.recipe.quantize.schemes) - {"fp32"}
-    found: dict[str, dict[str, Any]] = {}
-    for name, target, scheme in artifacts_of(result):
-        lost = result.failures.get(f"export-{name}") or result.failures.get(f"verify-{name}")
-        export, verify = result.facts(f"export-{name}"), result.facts(f"verify-{name}")
-        if lost or export is None or verify is None:
-            found[name] = gate.failed(lost.line() if lost else "not made yet")
-            continue
-        mine = [row for row in bench.get("summaries", []) if (row["target"], row["scheme"]) == (target, scheme)]
-        pairs = [row for row in bench.get("comparisons", []) if (row["target"], row["scheme"]) == (target, scheme)]
-        sibling, reference = result.facts(f"export-{target}-fp32"), scheme == "fp32" and bool(schemes)
-        found[name] = gate.judge(
-            result.recipe.gate, headline, verify, export, sibling, mine, pairs, reference=reference
-        )
-    return found
-
-
-def app(result: Result, name: str, artefact: str, tokenizer: str = "") -> App:
-    """One artefact of a finished run as a bundle takes it; raises BadInput for an unknown or unmade one."""
-    found = [one for one, _, _ in artifacts_of(result)]
-    export = result.steps.get(f"export-{artefact}")
-    if artefact not in found or export is None:
-        made = [one for one in found if f"export-{one}" in result.steps]
-        todo = f"Known: {', '.join(made) or 'none'}.{closest(artefact, made)}"
-        raise BadInput(f"the run has no artefact '{artefact}'", where=str(result.folder), todo=todo)
-    verify, data = result.facts(f"verify-{artefact}"), result.facts("data") or {}
-    from edgekd import __version__
-
-    recipe = result.recipe
-    return App(
-        name=name,
-        task=recipe.task,
-        target=export.facts["target"],
-        scheme=export.facts["scheme"],
-        artifact=export.path,
-        export=dict(export.facts),
-        labels=tuple(data.get("labels", [])),
-        pad_id=(result.facts("quantize-fp32") or {}).get("pad_token_id", 0),
-        bound=verify["golden"]["bound"] if verify else 0.0,
-        verdict=verdicts(result)[artefact],
-        measured=verify or {},
-        provenance={
-            "edgekd": __version__,
-            "recipe": artifact.sha256_json(recipe.model_dump(mode="json")),
-            "teacher": Path(recipe.teacher.model).name if recipe.teacher.model else None,
-            "license": recipe.card.license,
-            "data": {"digest": result.steps["data"].digest, "rows": dict(data.get("rows", {}))},
-            "artifact": export.digest,
-            "tools": artifact.read_json(export.path / artifact.MANIFEST)["tools"],
-        },
-        extra=_app_settings(result),
-        tokenizer=tokenizer,
-        student=result.steps["distill-student"].path / "model",
-        artifacts={one: result.steps[f"export-{one}"].path for one in found if f"export-{one}" in result.steps},
-        report=cache(partial(document, result)),
-    )
-
-
-def _app_settings(result: Result) -> dict[str, Any]:
-    """What an app must know of the task beside its labels; most tasks have nothing to say."""
-    told = getattr(registry.load("tasks", result.recipe.task), "app_settings", None)
-    if told is None:
-        return {}
-    from edgekd.data.stage import read_split
-
-    found: dict[str, Any] = told(read_split(result.steps["data"].path, "test"))
-    return found
-
-
-def report(result: Result) -> dict[str, Any]:
-    """Write ``report.json``, ``report.html`` and ``report.md`` from what the run has; returns the document."""
-    from edgekd.report import render
-
-    made = document(result)
-    artifact.write_json(result.folder / "report.json", made)
-    artifact.write_atomic(result.folder / "report.html", render.html(made))
-    artifact.write_atomic(result.folder / "report.md", render.markdown(made))
-    return made
-
-
-def document(result: Result) -> dict[str, Any]:
-    """The report's document, from what the run has; writes nothing."""
-    from edgekd import __version__
-    from edgekd.report import build
-
-    names = artifacts_of(result)
-    return build.document(
-        build.RunFacts(
-            name=result.recipe.name,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            version=__version__,
-            recipe=result.recipe.model_dump(mode="json"),
-            environment=environment(),
-            data=result.facts("data") or {},
-            teach=result.facts("teach") or {},
-            student=result.facts("distill-student") or {},
-            baseline=result.facts("distill-baseline"),
-            quantize={
-                name: facts
-                for name in map(_label, _programs(result.recipe))
-                if (facts := result.facts(f"quantize-{name}"))
-            },
-            artifacts=names,
-            exports={name: facts for name, _, _ in names if (facts := result.facts(f"export-{name}"))},
-            verifications={name: facts for name, _, _ in names if (facts := result.facts(f"verify-{name}"))},
-            verdicts=verdicts(result),
-            bench=result.facts("bench"),
-            failures={step: error.line() for step, error in result.failures.items()},
-            headline=registry.load("tasks", result.recipe.task).HEADLINE,
-            discordant=_discordant(result),
-            agreement=_agreement(result),
-        )
-    )
-
-
-def _discordant(result: Result) -> tuple[int, int] | None:
-    """Test rows that only the student, and only the baseline, answers rightly."""
-    if not {"distill-student", "distill-baseline", "data"} <= set(result.steps):
-        return None
-    from edgekd.data.stage import read_split
-    from edgekd.outputs import read_outputs
-
-    task = registry.load("tasks", result.recipe.task)
-    examples = read_split(result.steps["data"].path, "test")
-    files = [result.steps[f"distill-{kind}"].file("test_logits.safetensors") for kind in ("student", "baseline")]
-    student, baseline = (task.correct(read_outputs(file), examples) for file in files)
-    if student is None or baseline is None:
-        return None
-    return int((student & ~baseline).sum()), int((baseline & ~student).sum())
-
-
-def _agreement(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """By scheme (and part), how far every two artefacts, the Program and the float student agree on the test rows."""
-    from edgekd.outputs import read_outputs, read_rows
-    from edgekd.report.agreement import Answers, pairs
-
-    def answers(name: str, step: str, file: str) -> dict[str, Answers]:
-        if step not in result.steps:
-            return {}
-        path = result.steps[step].file(file)
-        outputs = read_outputs(path)
-        return {name: Answers(read_rows(path) or range(len(outputs)), outputs)}
-
-    task, found = registry.load("tasks", result.recipe.task), {}
-    student = answers("student", "distill-student", "test_logits.safetensors")
-    for name in map(_label, _programs(result.recipe)):
-        program = answers("program", f"quantize-{name}", "reference.safetensors")
-        artifacts: dict[str, Answers] = {}
-        for target in result.recipe.export.targets:
-            artifacts |= answers(target, f"verify-{target}-{name}", "logits.safetensors")
-        if artifacts:
-            found[name] = pairs(student | program | artifacts, task.agree)
-    return found
-
-
-def exit_code(result: Result) -> int:
-    """0 when every artefact passes, 1 when the gate failed one, 3 when all that failed lacks a package or a device."""
-    if result.failures and all(
-        isinstance(error, Environment) or "did not come out" in error.what for error in result.failures.values()
-    ):
-        return EXIT_ENVIRONMENT
-    if result.failures:
-        return EXIT_GATE
-    judged = any(step.startswith("verify-") for step in result.steps)
-    failed = judged and any(entry["verdict"] != "pass" for entry in verdicts(result).values())
-    return EXIT_GATE if failed else EXIT_OK

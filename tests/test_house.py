@@ -13,7 +13,8 @@ from edgekd import recipe, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = (
-    "cli", "pipeline", "isolate", "recipe", "artifact", "measurement", "registry", "errors", "progress", "doctor",
+    "cli", "outcome", "pipeline", "refusals", "variants", "isolate", "recipe", "artifact", "measurement", "registry",
+    "errors", "progress", "doctor",
     "teach.answers", "teach.endpoint",
     "bench.stage", "bench.statistics", "bench.devices", "bench.compare", "bench.formats",
     "report.build", "report.render", "report.plots", "report.latency",

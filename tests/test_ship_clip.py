@@ -11,7 +11,7 @@ import pytest
 import torch
 from _pictures import write_clip, write_pictures
 
-from edgekd import artifact, pipeline, recipe
+from edgekd import artifact, outcome, pipeline, recipe
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
 from edgekd.outputs import read_outputs, read_rows
@@ -72,7 +72,7 @@ def test_the_plan_has_a_program_and_an_artefact_of_each_part(distilled: pipeline
     assert ids[4:8] == [f"quantize-{part}-{scheme}" for part in ("image", "text") for scheme in ("fp32", "w8a8")]
     names = [f"onnx-{part}-{scheme}" for part in ("image", "text") for scheme in ("fp32", "w8a8")]
     assert ids[8:] == [f"{stage}-{name}" for stage in ("export", "verify") for name in names]
-    assert pipeline.artifacts_of(distilled)[1] == ("onnx-image-w8a8", "onnx-image", "w8a8")
+    assert outcome.artifacts_of(distilled)[1] == ("onnx-image-w8a8", "onnx-image", "w8a8")
     asked = distilled.recipe.model_copy(update={"bench": distilled.recipe.bench.model_copy(update={"verify": "test"})})
     with pytest.raises(BadInput, match="one of all its artefacts together"):
         pipeline.steps(asked)

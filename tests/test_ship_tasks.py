@@ -17,7 +17,7 @@ import pytest
 import torch
 from _material import FILLER, ask_bundle, tiny_rows
 
-from edgekd import pipeline, recipe, registry
+from edgekd import outcome, pipeline, recipe, registry
 from edgekd.bundle import stage as bundle
 from edgekd.bundle._contract import App
 from edgekd.data.stage import read_split
@@ -149,7 +149,7 @@ def ship(task: str, tiny, folder: Path, targets: str) -> pipeline.Result:  # typ
         assert facts["golden"]["passed"], step
         assert facts["agreement"]["program"] >= 0.9, step
         assert abs(facts["metrics"][headline] - facts["program_metrics"][headline]) < 0.1, step
-    document = pipeline.report(result)
+    document = outcome.report(result)
     assert document["artifacts"][0]["metrics"][headline] == (result.facts(checked[0]) or {})["metrics"][headline]
     return result
 
@@ -166,7 +166,7 @@ SLOW = {
 )
 def test_a_task_ships_and_its_app_answers_as_the_run_did(task: str, tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     result = ship(task, tiny, tmp_path, "[onnx]")
-    app = pipeline.app(result, "tiny", "onnx-w8a8")
+    app = outcome.app(result, "tiny", "onnx-w8a8")
     if task == "image-classification":
         with pytest.raises(BadInput, match="no library for the task image-classification"):
             bundle.make(app, "linux", tmp_path / "app", allow_unverified=True)

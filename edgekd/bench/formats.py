@@ -203,7 +203,7 @@ def _short(value: float | None) -> str:
 
 
 def junit(verdicts: Mapping[str, Facts], *, suite: str = "edgekd") -> str:
-    """The gate's verdicts (``pipeline.verdicts``: by artefact) as JUnit XML.
+    """The gate's verdicts (``outcome.verdicts``: by artefact) as JUnit XML.
 
     A test suite per artefact, a case per check: passed None is skipped (it could not be told), False a failure whose
     text is value, limit and note. An artefact that was never made is one erroneous case.

@@ -50,6 +50,7 @@ WORDS = "word_table"  # initializer that table and tied head share
 ACCURACY_LEVEL = 4
 BLOCKS = "activations of integer weights in int8 by blocks"
 LARGEST_BLOCK = 128  # of int8 rows: a tenth smaller than blocks of 32 and not slower
+NODES = 2**20  # bytes of a file in which its nodes are; weights stand behind them
 CONTEXT = 4096  # tokens that a session's cache holds at most
 MICROSOFT = "com.microsoft"
 
@@ -342,6 +343,12 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (1e-4 if scheme == "fp32" else 0.04) * logit_range
 
 
+def caveats(file: Path) -> list[str]:
+    """What a session says of the numbers of its file: one of floats has no products of integers."""
+    with file.open("rb") as graph:
+        return [BLOCKS] if b"MatMulNBits" in graph.read(NODES) else []
+
+
 class Session(_contract.Cached):
     """onnxruntime-genai's own generator, fed token by token or in one piece."""
 
@@ -359,7 +366,7 @@ class Session(_contract.Cached):
             "runtime": "onnxruntime-genai",
             "version": og.__version__,
             "threads": threads,
-            "caveats": [BLOCKS],
+            "caveats": caveats(artifact / FILE),
         }
 
     def reset(self) -> None:

@@ -569,7 +569,7 @@ class Session(_contract.Cached):
             "runtime": "onnxruntime",
             "version": ort.__version__,
             "threads": threads,
-            "caveats": [genai.BLOCKS],
+            "caveats": genai.caveats(artifact / DECODER),
         }
 
     def reset(self) -> None:

@@ -122,7 +122,7 @@ def trained(
         trace = qat_tokens.train(
             model,
             student,
-            _rows(recipe, inputs, task, encode, vocabulary),
+            _rows(recipe, inputs, task, train, encode, vocabulary),
             settings,
             temperature=recipe.distill.temperature,
             seed=recipe.seed,
@@ -138,11 +138,16 @@ def trained(
 
 
 def _rows(
-    recipe: Recipe, inputs: Inputs, task: Any, encode: Callable[[Sequence[Any]], list[Any]], vocabulary: int
+    recipe: Recipe,
+    inputs: Inputs,
+    task: Any,
+    train: list[Any],
+    encode: Callable[[Sequence[Any]], list[Any]],
+    vocabulary: int,
 ) -> distilled.TokenRows:
     """What is trained on: training and transfer text, or an endpoint's answers; with the teacher where it counts."""
     data, teach, settings, folder = inputs["data"], inputs["teach"], recipe.quantize, inputs["distill"].path / MODEL
-    splits = {name: rows for name in ("train", *TRANSFER) if (rows := read_split(data.path, name))}
+    splits = {"train": train} | {name: rows for name in TRANSFER if (rows := read_split(data.path, name))}
     answered, texts = has_answers(teach.path), [row for rows in splits.values() for row in rows]
     encoded = encode(read_answers(teach.path) if answered else texts)
     compared: dict[str, Any] = {}

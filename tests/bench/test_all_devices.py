@@ -12,7 +12,7 @@ from test_arm_board import Board, board
 from test_browser import needs_browser
 from test_ssh import Server, server, started
 
-from edgekd import measurement, pipeline, recipe
+from edgekd import measurement, outcome, pipeline, recipe
 from edgekd.bench.devices import Device
 
 __all__ = ["board", "server", "started"]  # fixtures
@@ -37,7 +37,7 @@ def test_one_recipe_on_four_devices(board: Board, server: Server, tiny, tmp_path
     loaded = recipe.parse(tiny.recipe, overrides=[f"bench.devices={json.dumps(names)}", "bench.verify=test"])
     result = pipeline.run(loaded, tmp_path / "run")
     facts = pipeline.bench(result).facts
-    report = pipeline.report(result)
+    report = outcome.report(result)
 
     rows = [row for row in facts["summaries"] if row["target"] == "onnx"]
     assert {(row["device"], row["scheme"]) for row in rows} == {
@@ -52,10 +52,10 @@ def test_one_recipe_on_four_devices(board: Board, server: Server, tiny, tmp_path
         assert row["emulated"] == (row["device"] == "adb-emulated") == ("emulated" in row["flags"])
     quantized = {row["device"]: row["golden"]["max_abs_delta"] for row in rows if row["scheme"] == "w8a8"}
     assert max(quantized.values()) < 1e-5, quantized  # integers are integers on every processor
-    assert pipeline.exit_code(result) == 0, report
+    assert outcome.exit_code(result) == 0, report
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(name in page for name in ("ssh-loopback", "adb-emulated", "chromium", "numerics only, not latency"))
-    checks = {check["name"] for verdict in pipeline.verdicts(result).values() for check in verdict["checks"]}
+    checks = {check["name"] for verdict in outcome.verdicts(result).values() for check in verdict["checks"]}
     assert {"golden outputs on adb-emulated", "golden outputs on chromium", "golden outputs on ssh-loopback"} <= checks
     lines = measurement.read(tmp_path / "run" / "bench" / "measurements.jsonl")
     machines = {one.device: one.environment.get("machine") for one in lines}

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgekd import pipeline, registry
+from edgekd import outcome, pipeline, registry
 from edgekd.bundle._contract import App
 from edgekd.data.stage import read_split
 from edgekd.outputs import read_outputs
@@ -18,7 +18,7 @@ class Run:
     result: pipeline.Result
 
     def app(self, **change: Any) -> App:
-        return dataclasses.replace(pipeline.app(self.result, "tiny", "onnx-w8a8"), **change)
+        return dataclasses.replace(outcome.app(self.result, "tiny", "onnx-w8a8"), **change)
 
     def expected(self) -> list[Any]:
         """What the run's own artefact answered to the test split, as an app shows it."""

@@ -11,7 +11,7 @@ import pytest
 from _material import ask_bundle
 from _run import Run
 
-from edgekd import pipeline
+from edgekd import outcome
 from edgekd.bundle import _native, stage
 from edgekd.errors import BadInput
 
@@ -153,7 +153,7 @@ def test_an_existing_folder_and_a_missing_tokenizer_are_told(run: Run, tmp_path:
     with pytest.raises(BadInput, match=r"no tokenizer\.json"):
         stage.make(run.app(artifact=tmp_path / "bare"), "linux", tmp_path / "app")
     with pytest.raises(BadInput, match=r"no artefact 'onnx-w4'.*Known: onnx-fp32, onnx-w8a8"):
-        pipeline.app(run.result, "tiny", "onnx-w4")
+        outcome.app(run.result, "tiny", "onnx-w4")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from _material import tiny_rows
 from _run import Run
 from test_ship_tasks import ship
 
-from edgekd import pipeline, recipe
+from edgekd import outcome, pipeline, recipe
 from edgekd.bench.transports.browser import BROWSERS
 from edgekd.bundle import hub, stage
 from edgekd.data.stage import read_split
@@ -289,7 +289,7 @@ def other(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     def make(task: str) -> tuple[pipeline.Result, Path]:
         home = tmp_path_factory.mktemp(task)
         result = ship(task, tiny, home, "[onnx]")
-        stage.make(pipeline.app(result, "tiny", "onnx-fp32"), "hub", home / "tiny", allow_unverified=True)
+        stage.make(outcome.app(result, "tiny", "onnx-fp32"), "hub", home / "tiny", allow_unverified=True)
         return result, home / "tiny"
 
     return make

@@ -21,7 +21,7 @@ import pytest
 from _material import SHARED, ask_bundle
 from _run import Run
 
-from edgekd import pipeline, recipe, registry
+from edgekd import outcome, pipeline, recipe, registry
 from edgekd.bundle import stage
 
 LINUX = registry.folder("runtimes") / "linux"
@@ -294,7 +294,7 @@ def task_bundle(
     if failed := {name: error.line() for name, error in result.failures.items() if target in name}:
         pytest.skip(f"no artefact: {failed}")
     folder = tmp_path_factory.mktemp("bundle") / "app"
-    stage.make(pipeline.app(result, "tiny", f"{target}-w8a8"), "linux", folder, allow_unverified=True)
+    stage.make(outcome.app(result, "tiny", f"{target}-w8a8"), "linux", folder, allow_unverified=True)
     return folder
 
 
@@ -379,7 +379,7 @@ def test_real_texts(data: str, teacher: str, task: str, suffix: str, tmp_path: P
         (tmp_path / f"{split}{suffix}").write_text("".join(lines[: count + 1]), encoding="utf-8")
     text = REAL.format(task=task, teacher=SHARED / "teachers" / teacher, folder=tmp_path, suffix=suffix)
     result = pipeline.run(recipe.parse(text), tmp_path / "run")
-    stage.make(pipeline.app(result, "real", "onnx-w8a8"), "linux", tmp_path / "app", allow_unverified=True)
+    stage.make(outcome.app(result, "real", "onnx-w8a8"), "linux", tmp_path / "app", allow_unverified=True)
     rows = [json.loads(line) for line in result.steps["data"].file("test.jsonl").read_text().splitlines()]
     texts = [row["text"] for row in rows]
     assert len(texts) >= 150

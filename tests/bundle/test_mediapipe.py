@@ -12,7 +12,7 @@ import pytest
 from _clients import python_with
 from test_ship_tasks import ship
 
-from edgekd import pipeline, recipe
+from edgekd import outcome, pipeline, recipe
 from edgekd.bundle import mediapipe, stage
 from edgekd.data.stage import read_split
 from edgekd.errors import BadInput
@@ -89,7 +89,7 @@ def test_the_text_classifier_answers_as_the_artefact_did(banking77: dict[str, Pa
     result = pipeline.run(recipe.parse(BANKING.format(**banking77)), tmp_path / "run")
     examples = read_split(result.steps["data"].path, "test")
     for scheme in ("fp32", "w8a8"):
-        app = pipeline.app(result, "intents", f"litert-{scheme}")
+        app = outcome.app(result, "intents", f"litert-{scheme}")
         stage.make(app, "mediapipe", tmp_path / scheme, allow_unverified=True)
         assert stage.verify(tmp_path / scheme)["passed"]
         outputs = read_outputs(result.steps[f"verify-litert-{scheme}"].file("logits.safetensors"))
@@ -106,7 +106,7 @@ def test_the_text_classifier_answers_as_the_artefact_did(banking77: dict[str, Pa
 @pytest.mark.slow
 def test_the_text_embedder_gives_the_artefacts_vectors(tiny: Any, tmp_path: Path) -> None:
     result = ship("sentence-similarity", tiny, tmp_path, "[litert]")
-    stage.make(pipeline.app(result, "tiny", "litert-fp32"), "mediapipe", tmp_path / "app", allow_unverified=True)
+    stage.make(outcome.app(result, "tiny", "litert-fp32"), "mediapipe", tmp_path / "app", allow_unverified=True)
     texts = [one["text"] for one in read_split(result.steps["data"].path, "test")]
     found = asked("TextEmbedder", tmp_path / "app" / "model.tflite", texts)
     wanted = read_outputs(result.steps["verify-litert-fp32"].file("logits.safetensors"))

@@ -16,7 +16,7 @@ import pytest
 from _material import ask_bundle
 from _random_model import QUESTIONS, TEXTS, tokenizer, write_artifact
 
-from edgekd import pipeline, recipe, registry
+from edgekd import outcome, pipeline, recipe, registry
 from edgekd.artifact import sha256_file
 from edgekd.bench.transports.browser import BROWSERS
 from edgekd.bundle import stage
@@ -455,7 +455,7 @@ def shipped(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pi
 def test_a_runs_artefact_answers_as_in_python(
     task: str, target: str, shipped: dict[str, pipeline.Result], site: Site, ask: Ask, tmp_path: Path
 ) -> None:
-    app = pipeline.app(shipped[task], "tiny", f"{target}-w8a8")
+    app = outcome.app(shipped[task], "tiny", f"{target}-w8a8")
     bundle = site.folder / f"run-{task}-{target}"
     stage.make(app, "web", bundle, allow_unverified=True)
     stage.make(app, "linux", tmp_path / "linux", allow_unverified=True)

@@ -74,6 +74,7 @@ def test_artifact_holds_the_program_and_answers_as_it(
     wanted = _contract.read_numbers(made)
     assert stage.compared(wanted, genai.numbers(artifact))["missing"] == []
     session = genai.open_session(artifact)
+    assert session.observed["caveats"] == ([genai.BLOCKS] if scheme != "fp32" else [])
     close(genai, session, made, scheme)
     ours = Tokenizer.from_file(str(made / "model/tokenizer.json"))
     for line in [*HARD, "<|im_start|>user\nHi<|im_end|>\n"]:

@@ -18,6 +18,7 @@ from _pairs import KINDS, folder, model_of, program, tokenizer
 from edgekd.artifact import read_json
 from edgekd.errors import BadInput, StepFailed
 from edgekd.generators import _contract, stage
+from edgekd.generators import onnx as genai
 from edgekd.generators import onnxruntime as writer
 from edgekd.quantize import tokens
 from edgekd.tasks import text2text_generation as task
@@ -64,6 +65,7 @@ def test_artifact_holds_the_program_and_answers_as_it(
         assert facts["kernels"]["MatMulNBits 4"] == len(wanted) - 1
     model, golden = tokens.load(made), read_json(made / "golden.json")
     session = writer.open_session(artifact)
+    assert session.observed["caveats"] == ([genai.BLOCKS] if scheme != "fp32" else [])
     for source, written in zip(golden["prompts"], golden["tokens"], strict=True):
         begins = [0, *written]
         with torch.no_grad():

@@ -22,7 +22,7 @@ from _android import ANDROID, android_tools, asked, build_aar, compiled, core, j
 from _material import ROOT, ask_bundle
 from test_ship_tasks import ANSWERS, MAKERS, ship
 
-from edgekd import pipeline, recipe
+from edgekd import outcome, pipeline, recipe
 from edgekd.bundle import stage
 from edgekd.bundle._contract import App
 
@@ -132,7 +132,7 @@ def test_a_tiny_run_answers_as_it_did(
     task: str, shipped: Any, answer: list[str], tokenizer: str, tmp_path: Path
 ) -> None:
     result = shipped(task)
-    app = pipeline.app(result, "tiny", "onnx-w8a8")
+    app = outcome.app(result, "tiny", "onnx-w8a8")
     texts = [f"which one\n{text}" for text in TEXTS] if task == "question-answering" else TEXTS
     check(app, answer, tokenizer, tmp_path, texts)
     if task in ANSWERS:
@@ -266,7 +266,7 @@ def test_the_aar_is_taken_by_an_app(shipped: Any, runtimes: Path, tmp_path: Path
     """Built twice with the same bytes, linked into the sample with its model mapped, and run on stand-ins."""
     tool(android_tools.android_jar)
     tool(android_tools.kotlin)
-    app = pipeline.app(shipped("text-classification"), "tiny", "onnx-w8a8")
+    app = outcome.app(shipped("text-classification"), "tiny", "onnx-w8a8")
     bundle = tmp_path / "bundle"
     stage.make(app, "android", bundle)
     expected = ask_bundle_python(app, tmp_path, TEXTS[:3])
