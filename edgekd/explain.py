@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import pipeline, registry
+from edgekd import pipeline, registry, variants
 from edgekd.artifact import Artifact, Facts, read_json, write_json
 from edgekd.errors import BadInput, EdgekdError
 from edgekd.recipe import Recipe
@@ -61,7 +61,7 @@ def explain(
     steps = pipeline.finished(recipe, folder).steps
     export, verify = steps[f"export-{name}"], steps.get(f"verify-{name}")
     target = export.facts["target"]
-    module = registry.load("generators" if writes else "targets", target)
+    module = registry.load(variants.group(recipe), target)
     findings = [Finding("file", f"{export.facts['size_bytes']:,} bytes")]
     if verify is None:
         findings.append(Finding("verified", "no", "`edgekd verify` opens it on its own runtime."))

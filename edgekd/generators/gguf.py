@@ -10,6 +10,7 @@ their rows change places, integers and scales alike. Reading back undoes it. It 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,9 @@ PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (QWEN2, "bytes"): ("qwen2", None),
     (LLAMA3, "bytes"): ("dbrx", "llama-bpe"),
 }
+BLOCKS = "activations of integer weights in blocks of 32 int8"
 LOG_ERROR = 4  # of ggml's levels
+LISTENERS: list[Any] = []
 CONTEXT, BATCH = 4096, 512  # tokens that a session's cache holds at most, and that it computes at once
 
 
@@ -395,6 +398,21 @@ def golden_bound(scheme: str, logit_range: float) -> float:
     return (0.002 if scheme == "fp32" else 0.04) * logit_range
 
 
+@functools.cache
+def _errors() -> list[str]:
+    """What llama.cpp complains of in this process, from now on. It keeps a pointer, so who listens never goes away."""
+    lib = require("llama_cpp", extra)
+    errors: list[str] = []
+
+    def note(level: int, text: bytes, user: Any) -> None:
+        if level == LOG_ERROR:
+            errors.append(text.decode(errors="replace").strip())
+
+    LISTENERS.append(lib.llama_log_callback(note))
+    lib.llama_log_set(LISTENERS[-1], None)
+    return errors
+
+
 class Session(_contract.Cached):
     """llama.cpp through llama-cpp-python's C functions, with its default cache (fp16 keys and values)."""
 
@@ -402,14 +420,8 @@ class Session(_contract.Cached):
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._lib = lib = require("llama_cpp", extra)
-        errors: list[str] = []
-
-        def note(level: int, text: bytes, user: Any) -> None:
-            if level == LOG_ERROR:
-                errors.append(text.decode(errors="replace").strip())
-
-        self._note = lib.llama_log_callback(note)  # C holds no reference
-        lib.llama_log_set(self._note, None)
+        errors = _errors()
+        errors.clear()
         options = lib.llama_model_default_params()
         options.n_gpu_layers = 0
         self._model = lib.llama_model_load_from_file(str(artifact / FILE).encode(), options)
@@ -433,11 +445,15 @@ class Session(_contract.Cached):
             "version": f"llama-cpp-python {lib.__version__}",
             "threads": threads,
             "system": lib.llama_print_system_info().decode(),
-            "caveats": [
-                "cache of keys and values in fp16",
-                "activations of integer weights in blocks of 32 int8",
-            ],
+            "caveats": ["cache of keys and values in fp16", *([] if self._floats() else [BLOCKS])],
         }
+
+    def _floats(self) -> bool:
+        import ctypes
+
+        kind = ctypes.create_string_buffer(16)
+        self._lib.llama_model_meta_val_str(self._model, b"general.file_type", kind, len(kind))
+        return kind.value == b"0"
 
     def reset(self) -> None:
         """Forget all tokens."""

@@ -127,6 +127,7 @@ def test_llama_cpp_answers_as_transformers(folder: Path, scheme: str, tmp_path: 
     session = gguf.open_session(artifact)
     close(gguf, session, made, scheme)
     assert session.observed["threads"] == 1
+    assert (gguf.BLOCKS in session.observed["caveats"]) == (scheme != "fp32")
     session.close()
 
 
