@@ -157,3 +157,9 @@ def program(folder: Path, scheme: str, out: Path, *, how: str = "mse") -> Path:
     tokens.save(*made, scheme, folder, out)
     write_json(out / tokens.GOLDEN, tokens.golden(made[0], tokens.prompts(encoded, 4), 16))
     return out
+
+
+def says_what_it_is(facts: Any, artifact: Path, *, max_length: int) -> None:
+    """What report, bench and verify read of an export's facts, whoever the generator is."""
+    assert (artifact / facts["file"]).exists()
+    assert facts["max_length"] == max_length <= facts["context"] and facts["architecture"]

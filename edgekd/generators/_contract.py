@@ -62,7 +62,11 @@ class Writer(Protocol):
         ...
 
     def export(self, program: Path, out: Path, *, max_length: int) -> Facts:
-        """Write the artefact to ``out``, with tokenizer and chat template as its ecosystem's clients want them."""
+        """Write the artefact to ``out``, with tokenizer and chat template as its ecosystem's clients want them.
+
+        The facts hold ``file`` (what a client opens, in ``out``), ``architecture``, ``context`` (tokens that the cache
+        can hold) and ``max_length``; the rest is the generator's own.
+        """
         ...
 
     def golden_bound(self, scheme: str, logit_range: float) -> float:

@@ -86,7 +86,13 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     for name in TOKENIZER:
         if (program / MODEL / name).is_file():
             shutil.copyfile(program / MODEL / name, out / name)
-    return {"architecture": config.model_type, "context": max_length, "state": list(shape)}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "context": max_length,
+        "max_length": max_length,
+        "state": list(shape),
+    }
 
 
 def _states(layers: int) -> list[str]:

@@ -99,8 +99,10 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     write_atomic(out / FILE, made.buffer)
     shutil.copyfile(program / MODEL / TOKENIZER, out / TOKENIZER)
     return {
+        "file": FILE,
         "architecture": config.model_type,
         "context": max_length,
+        "max_length": max_length,
         "delegates": delegates,
         "portable_ops": portable,
     }

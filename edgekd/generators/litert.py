@@ -68,7 +68,14 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
     graphs |= {f"{PREFILL}{size}": _graph(model, names, size, max_length) for size in sizes}
     content = merge(graphs)
     _bundle(content, program, out, max_length)
-    return {"architecture": config.model_type, "context": max_length, "prefill": sizes, "model_bytes": len(content)}
+    return {
+        "file": FILE,
+        "architecture": config.model_type,
+        "context": max_length,
+        "max_length": max_length,
+        "prefill": sizes,
+        "model_bytes": len(content),
+    }
 
 
 def _graph(model: Any, names: Sequence[str], tokens: int, size: int) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _close import close
-from _language import HARD, LLAMA3_ROPE, model_of, program, student
+from _language import HARD, LLAMA3_ROPE, model_of, program, says_what_it_is, student
 
 from edgekd.artifact import read_json, write_json
 from edgekd.errors import BadInput
@@ -50,7 +50,7 @@ class Built:
         if not own_floats:
             monkeypatch.setattr(genai, "_build", cached)
         out.mkdir()
-        genai.export(made, out, max_length=64)
+        says_what_it_is(genai.export(made, out, max_length=64), out, max_length=64)
         monkeypatch.setattr(genai, "_build", build)
         return made, out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _close import close
-from _language import HARD, LLAMA3_ROPE, TEMPLATE, model_of, program, student, tokenizer
+from _language import HARD, LLAMA3_ROPE, TEMPLATE, model_of, program, says_what_it_is, student, tokenizer
 from safetensors.numpy import load_file
 
 from edgekd.artifact import read_json
@@ -37,7 +37,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def exported(folder: Path, scheme: str, out: Path) -> tuple[Path, Path]:
     made = program(folder, scheme, out / "program")
     (out / "artifact").mkdir()
-    gguf.export(made, out / "artifact", max_length=64)
+    facts = gguf.export(made, out / "artifact", max_length=64)
+    says_what_it_is(facts, out / "artifact", max_length=64)
     return made, out / "artifact"
 
 

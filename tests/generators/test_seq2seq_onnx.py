@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _language import LINES
+from _language import LINES, says_what_it_is
 from _pairs import KINDS, folder, model_of, program, tokenizer
 
 from edgekd.artifact import read_json
@@ -43,7 +43,9 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def export(made: Path, out: Path) -> tuple[Path, dict[str, Any]]:
     out.mkdir()
-    return out, writer.export(made, out, max_length=64)
+    facts = writer.export(made, out, max_length=64)
+    says_what_it_is(facts, out, max_length=64)
+    return out, facts
 
 
 CASES = [(name, "w4") for name in SHAPES] + [("marian", "w8"), ("t5", "fp32")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _language import program, student
+from _language import program, says_what_it_is, student
 
 from edgekd.artifact import read_json
 from edgekd.errors import BadInput, Environment
@@ -36,6 +36,7 @@ def test_package_holds_the_program_and_says_what_it_computes(
     made, artifact = program(folder, scheme, tmp_path / "p"), tmp_path / "a"
     artifact.mkdir()
     facts = writer.export(made, artifact, max_length=32)
+    says_what_it_is(facts, artifact, max_length=32)
     assert facts["state"] == [1, 2, 32, 16]
     assert stage.compared(_contract.read_numbers(made), writer.numbers(artifact))["missing"] == []
     assert (artifact / "tokenizer.json").is_file() and (artifact / "chat_template.jinja").is_file()

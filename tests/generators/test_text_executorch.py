@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from _close import close, integers
-from _language import model_of, program, student
+from _language import model_of, program, says_what_it_is, student
 
 from edgekd.artifact import read_json
 from edgekd.errors import BadInput
@@ -71,6 +71,7 @@ def test_artifact_holds_the_program_and_answers_as_it(kind: str, scheme: str, tm
     artifact = tmp_path / "a"
     artifact.mkdir()
     facts = writer.export(made, artifact, max_length=64)
+    says_what_it_is(facts, artifact, max_length=64)
     assert facts["delegates"] == 4  # before, between and behind two attentions, and the head's last row
     wanted = _contract.read_numbers(made)
     assert stage.compared(wanted, writer.numbers(artifact))["missing"] == []

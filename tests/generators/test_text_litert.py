@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _close import close, integers
-from _language import program, student
+from _language import program, says_what_it_is, student
 
 from edgekd.artifact import read_json
 from edgekd.errors import BadInput, StepFailed
@@ -26,6 +26,7 @@ def exported(kind: str, scheme: str, out: Path, *, layers: int = 2, tied: bool =
     made = program(folder, scheme, out / "p")
     (out / "a").mkdir()
     facts = writer.export(made, out / "a", max_length=32)
+    says_what_it_is(facts, out / "a", max_length=32)
     assert facts["prefill"] == [16] and facts["context"] == 32
     return made, out / "a"
 
