@@ -93,6 +93,7 @@ def document(run: RunFacts) -> Document:
         "baseline": _distilled(run.baseline, rows, None) if run.baseline else None,
         "gain": _gain(run, rows),
         "retention": retention(run.student, run.baseline),
+        "on_policy": on_policy(run.student),
         "artifacts": artifacts,
         "quantization": {
             scheme: {
@@ -189,6 +190,12 @@ def retention(student: Facts, baseline: Facts | None) -> list[Document]:
     """What the student kept, by data set: metrics before training and after it, and after the baseline's."""
     without = {row["data"]: row["after"] for row in (baseline or {}).get("retention") or []}
     return [{**row, "baseline": without.get(row["data"])} for row in student.get("retention") or []]
+
+
+def on_policy(student: Facts) -> Document | None:
+    """The phase in which the student wrote and the teacher scored: before it and after it, and which was kept."""
+    told = student.get("on_policy")
+    return {name: value for name, value in told.items() if name != "history"} if told else None
 
 
 def _artifact(run: RunFacts, name: str, target: str, scheme: str, summaries: Sequence[Facts]) -> Document:

@@ -21,6 +21,7 @@ WORDS = {"pass": "passes", "fail": "fails the gate", "failed": "did not come out
 NBSP = "\u00a0"  # keeps number and unit on one line
 WORTH_A_WORD = 0.5  # padded tokens for each real one that more lengths would save
 KEPT = "The baseline learned the labels of the new data alone: no teacher, and nothing from before replayed."
+WROTE = "The student wrote, the teacher scored: the reverse KL is of what the student writes, in nats."
 DASH = "–"  # not measured, not known
 
 
@@ -41,7 +42,9 @@ def html(document: Document) -> str:
         percent=percent, count=count, points=points, num=number, mb=megabytes, shown=shown, pretty=pretty
     )
     environment.filters.update(words=words, share=share, faithful=faithful, padding=padding, written=written)
-    environment.globals.update(WORDS=WORDS, FLAGS=FLAGS, KEPT=KEPT, told=told, apart=apart, unit=unit, gained=gained)
+    environment.globals.update(
+        WORDS=WORDS, FLAGS=FLAGS, KEPT=KEPT, WROTE=WROTE, told=told, apart=apart, unit=unit, gained=gained
+    )
     markup = {name: Markup(svg) for name, svg in _plots(document).items()}
     keys = {name: Markup(svg) for name, svg in _keys(document).items()}
     page = environment.get_template("template.html.j2")
@@ -52,6 +55,7 @@ def html(document: Document) -> str:
         cards=cards(document),
         others=other_metrics(document),
         retention=retention(document),
+        on_policy=on_policy(document),
         agreements={scheme: matrix(pairs) for scheme, pairs in document["agreement"].items() if pairs},
         timing=_timing(document, Markup),
     )
@@ -165,6 +169,22 @@ def retention(document: Document) -> tuple[list[str], list[list[str]]]:
         ]
         for row in document["retention"]
     ]
+    return columns, rows
+
+
+def on_policy(document: Document) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what the phase on the student's own text changed; no rows where there was none."""
+    phase, name = document["on_policy"], document["headline"]
+    columns = ["on what it writes", "before", "after"]
+    if not phase:
+        return columns, []
+    columns[2] = f"after {count(phase['steps'])} steps ({'kept' if phase['kept'] == 'after' else 'not kept'})"
+    rows = []
+    for split in ("validation", "test"):
+        before, after = (phase[when][split] for when in ("before", "after"))
+        kl = [number(one.get("reverse_kl")) for one in (before, after)]
+        rows.append([f"reverse KL a {phase['unit']}, {split}", *kl])
+        rows.append([f"{words(name)}, {split}", *(told(name, one.get(name)) for one in (before, after))])
     return columns, rows
 
 
@@ -450,6 +470,9 @@ def markdown(document: Document) -> str:
     columns, rows = retention(document)
     if rows:
         lines += [*_md_table(columns, rows), "", KEPT, ""]
+    columns, rows = on_policy(document)
+    if rows:
+        lines += [*_md_table(columns, rows), "", WROTE, ""]
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""

@@ -266,6 +266,34 @@ def test_what_was_kept_is_told(run: RunFacts, document: dict[str, Any]) -> None:
     ]
 
 
+def test_the_phase_on_its_own_text_is_told(run: RunFacts, of_another_task: Any, document: dict[str, Any]) -> None:
+    assert document["on_policy"] is None and "on what it writes" not in render.html(document)
+
+    def facts(kl: float, likelihood: float) -> dict[str, Any]:
+        return {"reverse_kl": kl, "likelihood": likelihood}
+
+    phase = {
+        "before": {"validation": facts(0.651, 0.25), "test": facts(0.645, 0.2)},
+        "after": {"step": 40, "validation": facts(0.566, 0.2), "test": {}},
+        "kept": "before",
+        "unit": "token",
+        "steps": 60,
+        "seconds": 28.0,
+        "rows": 9,
+        "without_room": 0,
+        "history": [{"step": 1}],
+    }
+    writes = of_another_task(run, "likelihood", "p50")
+    found = build.document(dataclasses.replace(writes, student={**writes.student, "on_policy": phase}))
+    jsonschema.validate(found, build.schema())
+    assert "history" not in found["on_policy"]
+    columns, rows = render.on_policy(found)
+    assert columns[2] == "after 60 steps (not kept)"
+    assert rows[0] == ["reverse KL a token, validation", "0.651", "0.566"]
+    assert rows[3] == ["perplexity, test", "5.00", "–"]
+    assert "reverse KL a token, validation" in render.markdown(found) and "after 60 steps" in render.html(found)
+
+
 def test_how_it_was_quantized_is_told(run: RunFacts, document: dict[str, Any]) -> None:
     assert document["quantization"]["w8a8"]["kinds"] == {"w8a8": 2, "w8a8-dynamic": 1}
     page = render.html(document)
