@@ -41,6 +41,7 @@ block = 1
 
 FILE, TOKENIZER = f"model{suffix}", "tokenizer.json"
 DECODE, PREFILL = "decode", "prefill_"
+TOLD = ("tokens", "input_pos", "mask")  # inputs of a graph beside the cache
 PREFILLS = (16, 128)  # tokens that a graph takes at once
 TABLE = "model.embed_tokens"
 MASKED = -0.7 * 3.4028235e38  # as LiteRT-LM writes it: two of them are still a number
@@ -297,57 +298,61 @@ def golden_bound(scheme: str, logit_range: float) -> float:
 
 
 class Session(_contract.Cached):
-    """LiteRT's interpreter (XNNPACK), the cache in its caller's hands. LiteRT-LM runs the same graphs."""
+    """LiteRT's compiled model (XNNPACK), one cache for all its graphs, as LiteRT-LM has it.
+
+    The cache that a graph reads is the one that it writes: LiteRT then copies nothing but the new keys and values.
+    """
 
     def __init__(self, artifact: Path, threads: int) -> None:
         from importlib.metadata import version
 
         require("ai_edge_litert", extra)
-        from ai_edge_litert.interpreter import Interpreter
+        import numpy as np
+        from ai_edge_litert.compiled_model import CompiledModel
+        from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+        from ai_edge_litert.options import CpuOptions, Options
 
-        self._interpreter = Interpreter(model_content=model_of(artifact), num_threads=threads)
-        names = self._interpreter.get_signature_list()
-        self._decode = self._interpreter.get_signature_runner(DECODE)
-        sizes = sorted(int(name.removeprefix(PREFILL)) for name in names if name.startswith(PREFILL))
-        self._prefill = {size: self._interpreter.get_signature_runner(f"{PREFILL}{size}") for size in sizes}
-        self._details = self._decode.get_input_details()
-        super().__init__(int(self._details["mask"]["shape"][-1]))
+        content = model_of(artifact)
+        options = Options(HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=threads))
+        self._model: Any = CompiledModel.from_buffer(content, options=options)
+        names = self._model.get_signature_list()
+        self._prefills = sorted(int(name.removeprefix(PREFILL)) for name in names if name.startswith(PREFILL))
+        details = self._model.get_input_tensor_details(DECODE)
+        super().__init__(int(details["mask"]["shape"][-1]))
+        self._cache = {}
+        for name in (name for name in details if name.startswith("kv_cache_")):
+            self._cache[name] = self._model.create_input_buffer_by_name(DECODE, name)
+            self._cache[name].write(np.zeros(details[name]["shape"], np.float32))
+        self._inputs = {
+            graph: {name: self._model.create_input_buffer_by_name(graph, name) for name in TOLD} for graph in names
+        }
+        self._logits = self._model.create_output_buffer_by_name(DECODE, "logits")
+        self._width = int(self._model.get_output_tensor_details(DECODE)["logits"]["shape"][-1])
         self.observed: Facts = {
             "runtime": "LiteRT",
             "version": version("ai-edge-litert"),
             "provider": "XNNPACK",
             "threads": threads,
             "max_length": self._size,
-            "caveats": [TOKENS] if self._integers() else [],
+            "caveats": [TOKENS] if _integers(content) else [],
         }
-        self.reset()
-
-    def _integers(self) -> bool:
-        import numpy as np
-
-        return any(one["dtype"] == np.int8 for one in self._interpreter.get_tensor_details())
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        import numpy as np
-
-        held = {name: one for name, one in self._details.items() if name.startswith("kv_cache_")}
-        self._cache = {name: np.zeros(one["shape"], np.float32) for name, one in held.items()}
-        super().reset()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after the last of these tokens, float32 [V]."""
+        import numpy as np
+
         self._room(len(ids))
         ahead = list(ids[:-1])
         while ahead:
-            fitting = [size for size in self._prefill if self._fed + size <= self._size]  # padding fills the cache too
+            fitting = [size for size in self._prefills if self._fed + size <= self._size]  # padding fills the cache too
             size = min([size for size in fitting if size >= len(ahead)], default=max(fitting, default=1))
             some, ahead = ahead[:size], ahead[size:]
-            self._run(self._prefill[size] if fitting else self._decode, some, size)
-        logits: np.ndarray = self._run(self._decode, [ids[-1]], 1)[0, 0].copy()
+            self._run(f"{PREFILL}{size}" if fitting else DECODE, some, size)
+        self._run(DECODE, [ids[-1]], 1)
+        logits: np.ndarray = self._logits.read(self._width, np.float32)
         return logits
 
-    def _run(self, graph: Any, ids: Sequence[int], size: int) -> Any:
+    def _run(self, graph: str, ids: Sequence[int], size: int) -> None:
         import numpy as np
 
         tokens = np.zeros((1, size), np.int32)
@@ -355,16 +360,23 @@ class Session(_contract.Cached):
         places = np.arange(self._fed, self._fed + size, dtype=np.int32)
         seen = np.arange(self._size) <= places[:, None]
         mask = np.where(seen, 0, MASKED).astype(np.float32)[None, None]
-        found = graph(tokens=tokens, input_pos=places, mask=mask, **self._cache)
-        logits = found.pop("logits", None)
-        self._cache = found
+        for name, value in zip(TOLD, (tokens, places, mask), strict=True):
+            self._inputs[graph][name].write(value)
+        outputs = {**self._cache, "logits": self._logits} if graph == DECODE else self._cache
+        self._model.run_by_name(graph, {**self._inputs[graph], **self._cache}, outputs)
         self._fed += len(ids)
-        return logits
 
     def close(self) -> None:
         """Free model and cache."""
-        self._prefill = {}
-        self._decode = self._interpreter = self._cache = None  # type: ignore[assignment]
+        self._cache, self._inputs, self._logits = {}, {}, None
+        self._model.close()
+
+
+def _integers(content: bytes) -> bool:
+    """Whether a model's matrices are integers."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return any(one.type == schema.TensorType.INT8 for graph in parsed(content).subgraphs for one in graph.tensors)
 
 
 def open_session(artifact: Path, *, threads: int = 1) -> Session:

@@ -55,12 +55,32 @@ def test_artifact_holds_the_program_and_answers_as_it(kind: str, scheme: str, la
     session.reset()
     ids = [*golden["prompts"][0], *golden["tokens"][0]][:20]
     pieces = session.feed(ids)  # 16 of them at once, then 3 and the last
+    assert np.array_equal(pieces, interpreted(artifact, ids))
     assert np.abs(pieces - session.score(ids)[-1]).max() <= 1e-4 * np.ptp(pieces)
     session.reset()
     with pytest.raises(BadInput, match="33 tokens"):
         session.feed([1] * 33)
     session.close()
     client_writes(made, artifact)
+
+
+def interpreted(artifact: Path, ids: list[int]) -> np.ndarray:
+    """Logits by LiteRT's interpreter, a cache of its own for every call."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=writer.model_of(artifact), num_threads=1)
+    details = interpreter.get_signature_runner("decode").get_input_details()
+    cache = {name: np.zeros(one["shape"], np.float32) for name, one in details.items() if name.startswith("kv_cache_")}
+    for graph, start, some in (("prefill_16", 0, ids[:16]), ("prefill_16", 16, ids[16:-1]), ("decode", 19, ids[-1:])):
+        size = 1 if graph == "decode" else 16
+        places = np.arange(start, start + size, dtype=np.int32)
+        tokens = np.zeros((1, size), np.int32)
+        tokens[0, : len(some)] = some
+        seen = np.arange(32) <= places[:, None]
+        mask = np.where(seen, 0, writer.MASKED).astype(np.float32)[None, None]
+        cache = interpreter.get_signature_runner(graph)(tokens=tokens, input_pos=places, mask=mask, **cache)
+    found: np.ndarray = cache["logits"][0, 0]
+    return found
 
 
 def client_writes(made: Path, artifact: Path) -> None:
