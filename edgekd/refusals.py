@@ -88,10 +88,6 @@ def _check_task(recipe: Recipe, task: Any) -> None:
             where="quantize.weights",
             todo="Take mse.",
         )
-    if recipe.quantize.method != "ptq" and set(recipe.quantize.schemes) - {"fp32"}:
-        raise BadInput(
-            f"the rounding of {recipe.task} is not trained yet", where="quantize.method", todo="Set it to ptq."
-        )
     narrow = [name for name in NARROWING if getattr(student, name)] + ["prune"] * (student.prune != "none")
     if narrow:
         raise BadInput(

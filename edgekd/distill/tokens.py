@@ -43,15 +43,22 @@ def head(model: Any) -> _tokens.Head:
 
 def hidden(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What the head reads, [B, S, D]: the last hidden states, of the decoder where there is an encoder too."""
+    found: torch.Tensor = body(model, inputs).last_hidden_state
+    return found
+
+
+def body(model: Any, inputs: Mapping[str, torch.Tensor], **asked: bool) -> Any:
+    """What a language model gives below its head: of the decoder, where there is an encoder too.
+
+    ``asked`` of it, as transformers names it (``output_hidden_states``).
+    """
     # Without a cache: with one, positions that start anew would not keep packed texts apart.
     if not model.config.is_encoder_decoder:
-        found: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
-        return found
+        return model.base_model(**inputs, **asked, use_cache=False)
     mask_BS = inputs["attention_mask"]
     read = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_BS).last_hidden_state
     heard = {"encoder_hidden_states": read, "encoder_attention_mask": mask_BS}
-    found = model.get_decoder()(input_ids=inputs["decoder_input_ids"], **heard, use_cache=False).last_hidden_state
-    return found
+    return model.get_decoder()(input_ids=inputs["decoder_input_ids"], **heard, **asked, use_cache=False)
 
 
 class TokenLearner(Learner):

@@ -70,9 +70,12 @@ class Trainee(tokens.TokenLearner):
 
 
 def states(model: Any, inputs: dict[str, Any], at_2N: torch.Tensor, *, every: bool) -> list[torch.Tensor]:
-    """Hidden states [N, D] at some places: of every layer, the last one's behind the last norm, or of that alone."""
+    """Hidden states [N, D] at some places: of every layer, the last one's behind the last norm, or of that alone.
+
+    Those of a decoder, where there is an encoder too: an encoder's own gain nothing beside them (docs/log.md).
+    """
     if every:
-        found = model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[1:]
+        found = tokens.body(model, inputs, output_hidden_states=True).hidden_states[1:]
     else:
         found = [tokens.hidden(model, inputs)]
     return [one[at_2N[0], at_2N[1]] for one in found]

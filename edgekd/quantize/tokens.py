@@ -39,7 +39,7 @@ from edgekd.quantize import qat, qat_tokens, reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.quantize.scheme import LAYERS, Scheme
 from edgekd.recipe import Recipe
-from edgekd.teach import transformers
+from edgekd.teach import transformers, writing
 from edgekd.teach.answers import has_answers, read_answers
 
 MODEL, NUMBERS, GOLDEN, REFERENCE = "model", "numbers.safetensors", "golden.json", "reference.safetensors"
@@ -100,7 +100,7 @@ def trained(
         found: list[Any] = task.encode(processor, rows, recipe.data.max_length)
         return found
 
-    train = read_split(data.path, "train")
+    train = writing.taught(inputs["teach"].path, data.path, "train")
     count = min(settings.calibration_samples, len(train))
     model = prepare(copy.deepcopy(student), scheme)
     choose(model, student, scheme, settings.weights, encode(random.Random(recipe.seed).sample(train, count)), task)
@@ -145,9 +145,11 @@ def _rows(
     encode: Callable[[Sequence[Any]], list[Any]],
     vocabulary: int,
 ) -> distilled.TokenRows:
-    """What is trained on: training and transfer text, or an endpoint's answers; with the teacher where it counts."""
+    """What distillation trained on: texts, or a teacher's answers to them; with its distributions where they count."""
     data, teach, settings, folder = inputs["data"], inputs["teach"], recipe.quantize, inputs["distill"].path / MODEL
-    splits = {"train": train} | {name: rows for name in TRANSFER if (rows := read_split(data.path, name))}
+    splits = {"train": train} | {
+        name: rows for name in TRANSFER if (rows := writing.taught(teach.path, data.path, name))
+    }
     answered, texts = has_answers(teach.path), [row for rows in splits.values() for row in rows]
     encoded = encode(read_answers(teach.path) if answered else texts)
     compared: dict[str, Any] = {}
