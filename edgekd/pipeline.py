@@ -104,7 +104,7 @@ GENERATIVE = {
     QUANTIZE: replace(
         QUANTIZE,
         run="edgekd.quantize.tokens:run",
-        version=2,
+        version=3,
         reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
         shared=True,
     ),

@@ -1,6 +1,6 @@
 """A small translation model to distil from: trained from nothing on pairs of sentences.
 
-    python examples/translation_teacher.py DATA OUT [--source en] [--target de] [--steps 6000] [--layers 3]
+    python examples/translation_teacher.py DATA OUT [--source en] [--target de] [--steps 2000] [--layers 2] [--width 128]
 
 ``DATA`` holds train.jsonl and validation.jsonl, a pair a line. A byte-level BPE tokenizer for both languages and a
 Marian model learn from train; the weights with the best validation loss are kept. It teaches
@@ -116,7 +116,7 @@ def main() -> None:
     }.items():
         parse.add_argument(f"--{name}", type=int, default=value)
     parse.add_argument("--rate", type=float, default=2e-3)
-    parse.add_argument("--dropout", type=float, default=0.3)
+    parse.add_argument("--dropout", type=float, default=0.1)
     asked = parse.parse_args()
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
