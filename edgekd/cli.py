@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from edgekd import errors
+from edgekd import errors, processes
 
 if TYPE_CHECKING:
     from edgekd.recipe import Recipe
@@ -201,7 +201,7 @@ def distill(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the student, and the baseline without a teacher. Runs under `accelerate launch` too."""
+    """Train the student, and the baseline without a teacher. Runs under `torchrun` and `accelerate launch` too."""
     if not dry_run:
         return _until("distill", recipe, run_dir, sets, as_json, quiet)
     from edgekd import pipeline, progress
@@ -646,7 +646,7 @@ def _options(
 
 def _fail(error: errors.EdgekdError, as_json: bool) -> int:
     sys.stderr.write(f"error: {error.line()}\n")
-    if as_json:
+    if as_json and processes.rank() == 0:
         told = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
         _json({"schema": "edgekd/error/1", "error": told})
     return error.exit_code
@@ -692,13 +692,17 @@ def main() -> None:
 
 
 class _StdoutIsOurs:
-    """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result."""
+    """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result.
+
+    Of several processes the first one speaks.
+    """
 
     def __enter__(self) -> None:
         sys.stdout.flush()
         self.real = os.dup(1)
         os.dup2(2, 1)
-        self.old, sys.stdout = sys.stdout, os.fdopen(os.dup(self.real), "w", encoding="utf-8")
+        ours = os.dup(self.real) if processes.rank() == 0 else os.open(os.devnull, os.O_WRONLY)
+        self.old, sys.stdout = sys.stdout, os.fdopen(ours, "w", encoding="utf-8")
 
     def __exit__(self, *_: object) -> None:
         sys.stdout.flush()

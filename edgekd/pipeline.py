@@ -56,6 +56,7 @@ TEACH = Stage(
     2,
     ("task", "seed", "data.max_length", *TEACHER, "teach", "needs"),
     (*TRAINING, "accelerate"),
+    shared=True,
 )
 ASK = Stage("edgekd.teach.endpoint:run", 1, endpoint.READS, means=endpoint.MEANS)  # a teacher behind an address
 DISTILL = Stage(

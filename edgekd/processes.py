@@ -1,4 +1,4 @@
-"""The processes of one run: one, or as many as ``accelerate launch`` started.
+"""The processes of one run: one, or as many as ``torchrun`` or ``accelerate launch`` started.
 
 Teach and distill share their work among them; everything else is done by the first one while the others wait.
 No launcher of our own: rank and count come from the environment that accelerate (or torchrun) sets.
@@ -7,6 +7,9 @@ No launcher of our own: rank and count come from the environment that accelerate
 from __future__ import annotations
 
 import os
+from datetime import timedelta
+
+PATIENCE = timedelta(days=7)  # the others wait while the first one works alone
 
 
 def rank() -> int:
@@ -22,6 +25,7 @@ def count() -> int:
 def wait() -> None:
     """Until all processes are here."""
     if count() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE).wait_for_everyone()

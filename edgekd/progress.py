@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from edgekd import processes
+
 Listener = Callable[[Any], None]  # takes pipeline.Event
 
 
 @contextmanager
 def show(*, quiet: bool) -> Iterator[Listener]:
-    """A listener for ``pipeline.run``; it never writes to stdout."""
-    if quiet:
+    """A listener for ``pipeline.run``; it never writes to stdout. Of several processes the first one shows."""
+    if quiet or processes.rank() > 0:
         yield lambda event: None
     elif sys.stderr.isatty():
         with _bars() as listen:

@@ -119,7 +119,6 @@ def main() -> None:
     parse.add_argument("--dropout", type=float, default=0.1)
     asked = parse.parse_args()
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("medium")  # bfloat16 products where the processor has them
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows = {
         name: [json.loads(line) for line in (asked.data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -65,9 +65,11 @@ def write_csv(path: Path, rows: list[tuple[str, str]], columns: tuple[str, str] 
 
 
 def in_two_processes(stage: str, recipe: Path, run: Path, timeout: float) -> Any:
-    """What ``edgekd STAGE --json`` prints under ``accelerate launch`` with two processes: one document, of one."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--mixed_precision"]
-    command += ["no", "--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "edgekd"]
+    """What ``edgekd STAGE --json`` prints in two processes: one document, of the first one.
+
+    By torchrun, as accelerate starts the processes of several GPUs; on CPUs it would start one.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgekd"]
     command += [stage, str(recipe), "--run-dir", str(run), "--json", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)

@@ -165,6 +165,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
         "steps": steps,
         "max_steps": max_steps,
         "seconds": seconds,
+        "processes": processes.count(),
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
         "adapter": adapter,

@@ -88,6 +88,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path) -> Facts:
         "reused": reused,
         "seconds": seconds,
         "samples_per_second": made / seconds if made else None,
+        "processes": processes.count(),
         "warnings": _warnings(metrics, splits["test"]),
     }
 
@@ -108,7 +109,10 @@ def _rewritten(
         return {}
     processor, pad_token_id = task.processor(inputs["data"].path / "tokenizer"), inputs["data"].facts["pad_token_id"]
     told = (recipe.data.max_length, recipe.teach.answers, recipe.teach.batch_size, out, inputs.progress)
-    return writing.rewritten(learned, model, task, processor, pad_token_id, *told)
+    if processes.rank() == 0:
+        writing.rewritten(learned, model, task, processor, pad_token_id, *told)
+    processes.wait()
+    return {name: writing.taught(out, inputs["data"].path, name) for name in learned}
 
 
 def cache_bytes(recipe: Recipe, task: Any, data: Artifact, model: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The same command under ``accelerate launch``: two processes, one run."""
+"""The same command under ``torchrun``: two processes, one run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def test_two_processes_share_teacher_and_training(tiny, tmp_path: Path) -> None:
     alone = pipeline.run(recipe.parse(text), tmp_path / "one", until="distill")
     one, two = alone.facts("distill-student"), told["steps"]["distill-student"]
     assert one and two["steps"] == one["steps"]
+    assert (one["processes"], two["processes"]) == (1, 2)
     assert abs(one["metrics"]["test"]["accuracy"] - two["metrics"]["test"]["accuracy"]) < 0.1
     teach = next((tmp_path / "two" / "steps").glob("teach-*"))
+    assert artifact.load(teach).facts["processes"] == 2
     samples = artifact.read_json(teach / SAMPLES)
     store = Cache(teach / FOLDER, samples["identity"])  # refuses a sample that two shards hold
     assert len(store) == len({one for ids in samples["splits"].values() for one in ids})

@@ -258,7 +258,7 @@ def test_the_pipeline_lets_it_read_what_it_needs(folder: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_processes_share_the_training(folder: Path, parents: Parents, tmp_path: Path) -> None:
-    """Under ``accelerate launch`` the same command ends, one process speaks, and it comes to about the same."""
+    """Under ``torchrun`` the same command ends, one process speaks, and it comes to about the same."""
     sets = ("quantize.learning_rate=3e-4", "distill.baseline=false")
     (tmp_path / "recipe.yaml").write_text(recipe.dump(recipe_of(folder, *sets)))
     told = in_two_processes("quantize", tmp_path / "recipe.yaml", tmp_path / "two", 600)
