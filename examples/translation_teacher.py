@@ -107,12 +107,12 @@ def main() -> None:
     parse.add_argument("--source", default="en")
     parse.add_argument("--target", default="de")
     for name, value in {
-        "steps": 6000,
-        "vocabulary": 6000,
-        "layers": 4,
-        "width": 256,
-        "batch": 96,
-        "every": 500,
+        "steps": 2000,
+        "vocabulary": 3000,
+        "layers": 2,
+        "width": 128,
+        "batch": 48,
+        "every": 250,
     }.items():
         parse.add_argument(f"--{name}", type=int, default=value)
     parse.add_argument("--rate", type=float, default=2e-3)
