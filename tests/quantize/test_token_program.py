@@ -118,7 +118,7 @@ def test_stage(folder: Path, tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         rows = [json.dumps({"text": " ".join(LINES[i : i + 2])}) for i in range(30)]
         write_atomic(tmp_path / "data" / f"{split}.jsonl", "\n".join(rows) + "\n")
-    parents = {name: Artifact(tmp_path / name, name, "", "", "") for name in ("data", "distill")}
+    parents = {name: Artifact(tmp_path / name, name, "", "", "") for name in ("data", "teach", "distill")}
     inputs, out = Inputs(parents, {"scheme": "w4"}), tmp_path / "out"
     facts: dict[str, Any] = tokens.run(Recipe(task="text-generation", quantize=Quantize(method="ptq")), inputs, out)
     assert {"golden.json", "model", "numbers.safetensors"} <= {file.name for file in out.iterdir()}
