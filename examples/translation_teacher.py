@@ -1,6 +1,6 @@
 """A small translation model to distil from: trained from nothing on pairs of sentences.
 
-    python examples/translation_teacher.py DATA OUT [--source en] [--target de] [--steps 2000] [--layers 2] [--width 128]
+    python examples/translation_teacher.py DATA OUT [--source en] [--target de] [--steps 2000] [--layers 2]
 
 ``DATA`` holds train.jsonl and validation.jsonl, a pair a line. A byte-level BPE tokenizer for both languages and a
 Marian model learn from train; the weights with the best validation loss are kept. It teaches
