@@ -646,7 +646,7 @@ def _options(
 
 def _fail(error: errors.EdgekdError, as_json: bool) -> int:
     sys.stderr.write(f"error: {error.line()}\n")
-    if as_json and processes.rank() == 0:
+    if as_json:
         told = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
         _json({"schema": "edgekd/error/1", "error": told})
     return error.exit_code
@@ -661,6 +661,8 @@ def main() -> None:
     if not os.environ.get("EDGEKD_DEBUG"):  # libraries' warnings are for us; what users should know is in the facts
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
+    if processes.rank() > 0:  # of several processes the first one speaks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     as_json = "--json" in sys.argv
     code = 0
     try:
@@ -692,17 +694,13 @@ def main() -> None:
 
 
 class _StdoutIsOurs:
-    """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result.
-
-    Of several processes the first one speaks.
-    """
+    """While a command runs, file descriptor 1 is stderr: libraries that print cannot spoil the result."""
 
     def __enter__(self) -> None:
         sys.stdout.flush()
         self.real = os.dup(1)
         os.dup2(2, 1)
-        ours = os.dup(self.real) if processes.rank() == 0 else os.open(os.devnull, os.O_WRONLY)
-        self.old, sys.stdout = sys.stdout, os.fdopen(ours, "w", encoding="utf-8")
+        self.old, sys.stdout = sys.stdout, os.fdopen(os.dup(self.real), "w", encoding="utf-8")
 
     def __exit__(self, *_: object) -> None:
         sys.stdout.flush()

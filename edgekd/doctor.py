@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgekd import pipeline, registry
+from edgekd import pipeline, registry, variants
 from edgekd.bench import devices, runners, stage
 from edgekd.errors import Environment
 from edgekd.quantize import scheme
@@ -58,8 +58,7 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     """Rows of ``{"what", "state": "ok" | "missing" | "note", "detail"}``; errors in the recipe are raised."""
     rows = []
     wanted = loaded[0].export.targets if loaded else None
-    speaks = loaded is not None and generates(registry.load("tasks", loaded[0].task))
-    for target in inventory()["generators" if speaks else "targets"]:
+    for target in inventory()[variants.group(loaded[0]) if loaded else "targets"]:
         asked = wanted is None or target["name"] in wanted
         state = "ok" if not target["hint"] else ("missing" if asked and wanted is not None else "note")
         rows.append(

@@ -68,7 +68,6 @@ PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
 }
 BLOCKS = "activations of integer weights in blocks of 32 int8"
 LOG_ERROR = 4  # of ggml's levels
-LISTENERS: list[Any] = []
 CONTEXT, BATCH = 4096, 512  # tokens that a session's cache holds at most, and that it computes at once
 
 
@@ -399,8 +398,8 @@ def golden_bound(scheme: str, logit_range: float) -> float:
 
 
 @functools.cache
-def _errors() -> list[str]:
-    """What llama.cpp complains of in this process, from now on. It keeps a pointer, so who listens never goes away."""
+def _log() -> tuple[list[str], Any]:
+    """What llama.cpp complains of in this process, from now on, and who listens: it keeps a pointer to that."""
     lib = require("llama_cpp", extra)
     errors: list[str] = []
 
@@ -408,9 +407,9 @@ def _errors() -> list[str]:
         if level == LOG_ERROR:
             errors.append(text.decode(errors="replace").strip())
 
-    LISTENERS.append(lib.llama_log_callback(note))
-    lib.llama_log_set(LISTENERS[-1], None)
-    return errors
+    listener = lib.llama_log_callback(note)
+    lib.llama_log_set(listener, None)
+    return errors, listener
 
 
 class Session(_contract.Cached):
@@ -420,7 +419,7 @@ class Session(_contract.Cached):
 
     def __init__(self, artifact: Path, threads: int) -> None:
         self._lib = lib = require("llama_cpp", extra)
-        errors = _errors()
+        errors, _ = _log()
         errors.clear()
         options = lib.llama_model_default_params()
         options.n_gpu_layers = 0

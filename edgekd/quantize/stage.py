@@ -103,8 +103,10 @@ def quantized(
         weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id, found)
         return model
 
-    held = {name: _held(task, encoded[name]) for name in TRANSFER if name in encoded}
-    apart = [row for name, size in held.items() for row in encoded[name][len(encoded[name]) - size :]]
+    apart: list[Any] = []
+    for name in (name for name in TRANSFER if name in encoded):
+        kept = len(encoded[name]) - _held(task, encoded[name])
+        encoded[name], apart = encoded[name][:kept], apart + encoded[name][kept:]
     judge = _judge(task, student, encoded["validation"], splits["validation"], apart, pad_token_id)
     calibration: Facts = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
     if settings.smooth:
@@ -123,9 +125,7 @@ def quantized(
     if settings.method == "auto" and (limit is None or judge(model)["drop"] <= limit):
         steps = 0
     pools = [
-        qat.Pool(
-            encoded[name][: len(encoded[name]) - held.get(name, 0)], _source(recipe, task, data, inputs["teach"], name)
-        )
+        qat.Pool(encoded[name], _source(recipe, task, data, inputs["teach"], name))
         for name in ("train", *TRANSFER)
         if name in encoded
     ]

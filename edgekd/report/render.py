@@ -467,12 +467,8 @@ def markdown(document: Document) -> str:
             [one["name"], number(one["weight"]), number(one["value"]), percent(one["gradient_share"])] for one in terms
         ]
         lines += [*_md_table(["learned from", "weight", "last value", "share of the gradient"], rows), ""]
-    columns, rows = retention(document)
-    if rows:
-        lines += [*_md_table(columns, rows), "", KEPT, ""]
-    columns, rows = on_policy(document)
-    if rows:
-        lines += [*_md_table(columns, rows), "", WROTE, ""]
+    for (columns, rows), note in ((retention(document), KEPT), (on_policy(document), WROTE)):
+        lines += [*_md_table(columns, rows), "", note, ""] if rows else []
     gain = document["gain"]
     if gain:
         interval = f" (95 % interval {points(gain['ci'][0])} to {points(gain['ci'][1])})" if gain["ci"] else ""

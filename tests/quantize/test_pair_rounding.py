@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from _pairs import KINDS, PAIRS, folder, table
+from _rounding import FEW, chooses_its_way, goes_on_after_a_kill, ships
 from safetensors.torch import load_file
 from torch import nn
 
@@ -78,7 +80,7 @@ def trained(
     own = recipe_of(world, work, "bart", "teach.answers=greedy", *sets)
     inputs = artifact.Inputs(parents, {"scheme": "w4"}, progress=progress)
     student = tokens.load_student(parents["distill"].path / "model")
-    return tokens.trained(own, inputs, task, student, schemes.generative("w4", own.quantize), work / "scratch")
+    return tokens.trained(own, inputs, task, student, schemes.generative("w4", own.quantize), work)
 
 
 def distance(model: nn.Module, student: nn.Module, rows: Any, processor: Any) -> float:
@@ -158,13 +160,7 @@ def test_a_recipe_trains_what_it_ships(world: Path, kind: str, tmp_path: Path) -
     assert distance(start, student, held, processor) == pytest.approx(distances[0], rel=1e-4)
     test = read_split(data, "test")
     assert distance(model, student, test, processor) < 0.95 * distance(start, student, test, processor)
-    numbers = load_file(program / "numbers.safetensors")
-    for name, scale in numbers.items():
-        if name.endswith(".scale"):
-            weight_q = numbers[f"{name.removesuffix('.scale')}.weight"]
-            assert torch.equal(scale, tokens.grid_scale(scale))
-            shipped = tokens.dequantized(weight_q, scale)
-            assert torch.equal(model.get_submodule(name.removesuffix(".scale")).weight, shipped)
+    ships(load_file(program / "numbers.safetensors"), model)
 
 
 @pytest.mark.parametrize("online", ["false", "true"])
@@ -201,29 +197,13 @@ def test_the_teachers_answers_are_learned_with_its_distributions(
 
 def test_a_way_is_chosen_by_name_or_by_the_gate(world: Path, parents: Parents, tmp_path: Path) -> None:
     def trace(*sets: str) -> list[dict[str, Any]]:
-        few = ("quantize.steps=4", "quantize.evaluate_every=4", *sets)
-        found: list[dict[str, Any]] = trained(world, parents, tmp_path / "-".join(sets), *few)[1]["trace"]
+        found: list[dict[str, Any]] = trained(world, parents, tmp_path / "-".join(sets), *FEW, *sets)[1]["trace"]
         return found
 
-    assert [entry["step"] for entry in trace("quantize.method=ptq")] == [0]
-    assert [entry["step"] for entry in trace("quantize.method=auto", "gate.max_perplexity_rise={w4: 10.0}")] == [0]
-    strict = trace("quantize.method=auto", "gate.max_perplexity_rise={w4: -1.0}")
-    assert strict == trace("quantize.method=qad")
+    strict = chooses_its_way(trace)
     own = trace("quantize.method=qat")
     assert own[0] == strict[0] and strict[-1]["loss"] > own[-1]["loss"] > 0
 
 
 def test_a_killed_training_ends_with_the_same_numbers(world: Path, parents: Parents, tmp_path: Path) -> None:
-    whole, _ = trained(world, parents, tmp_path / "whole")
-
-    def dies(done: int, total: int, unit: str) -> None:
-        if done == 10:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(world, parents, tmp_path / "broken", progress=dies)
-    done: list[int] = []
-    resumed, _ = trained(world, parents, tmp_path / "broken", progress=lambda step, *_: done.append(step))
-    assert min(done) > 6
-    mine, theirs = resumed.state_dict(), whole.state_dict()
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    goes_on_after_a_kill(partial(trained, world, parents), tmp_path)

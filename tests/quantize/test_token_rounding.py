@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from _language import LINES, model_of, tokenizer
 from _material import in_two_processes
+from _rounding import FEW, chooses_its_way, goes_on_after_a_kill, ships
 from safetensors.torch import load_file
 from torch import nn
 
@@ -143,16 +145,14 @@ def test_what_was_judged_is_what_ships(folder: Path, parents: Parents, scheme: s
     found = qat_tokens.compared(model, student, task, held, tokens.tokens_of(tmp_path / "model"), 64)
     assert found["distance"] == pytest.approx(distances[facts["chosen_step"]], rel=1e-4)
     numbers = load_file(tmp_path / "numbers.safetensors")
+    ships(numbers, model)
     for name, scale in numbers.items():
         if not name.endswith(".scale"):
             continue
-        assert torch.equal(scale, tokens.grid_scale(scale))
         weight_q = numbers[f"{name.removesuffix('.scale')}.weight"]
         int4 = scheme == "w4" and ".layers." in name
         assert scale.shape[1] == (weight_q.shape[1] // 32 if int4 else 1)
         assert weight_q.min() >= (-8 if int4 else -127) and weight_q.max() <= (7 if int4 else 127)
-        shipped = tokens.dequantized(weight_q, scale)
-        assert torch.equal(model.get_submodule(name.removesuffix(".scale")).weight, shipped)
 
 
 def test_training_that_goes_astray_leaves_the_start(folder: Path, parents: Parents, tmp_path: Path) -> None:
@@ -165,14 +165,10 @@ def test_training_that_goes_astray_leaves_the_start(folder: Path, parents: Paren
 
 def test_a_way_is_chosen_by_name_or_by_the_gate(folder: Path, parents: Parents, tmp_path: Path) -> None:
     def trace(*sets: str) -> list[dict[str, Any]]:
-        few = ("quantize.steps=4", "quantize.evaluate_every=4", *sets)
-        found: list[dict[str, Any]] = trained(folder, parents, tmp_path / "-".join(sets), *few)[1]["trace"]
+        found: list[dict[str, Any]] = trained(folder, parents, tmp_path / "-".join(sets), *FEW, *sets)[1]["trace"]
         return found
 
-    assert [entry["step"] for entry in trace("quantize.method=ptq")] == [0]
-    assert [entry["step"] for entry in trace("quantize.method=auto", "gate.max_perplexity_rise={w4: 10.0}")] == [0]
-    strict = trace("quantize.method=auto", "gate.max_perplexity_rise={w4: -1.0}")
-    assert strict == trace("quantize.method=qad")
+    strict = chooses_its_way(trace)
     own = trace("quantize.method=qat")
     assert own == trace("quantize.method=qad", "quantize.hidden_weight=0", "quantize.teacher_weight=0") != strict
     online = trace("teach.online=true")
@@ -182,18 +178,7 @@ def test_a_way_is_chosen_by_name_or_by_the_gate(folder: Path, parents: Parents, 
 
 
 def test_a_killed_training_ends_with_the_same_numbers(folder: Path, parents: Parents, tmp_path: Path) -> None:
-    whole, _ = trained(folder, parents, tmp_path / "whole")
-
-    def dies(done: int, total: int, unit: str) -> None:
-        if done == 10:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(folder, parents, tmp_path / "broken", progress=dies)
-    assert (tmp_path / "broken" / "checkpoint-6" / "COMPLETE").is_file()
-    done: list[int] = []
-    resumed, _ = trained(folder, parents, tmp_path / "broken", progress=lambda step, total, unit: done.append(step))
-    assert min(done) > 6 and same(state(resumed), state(whole))
+    goes_on_after_a_kill(partial(trained, folder, parents), tmp_path)
 
 
 def test_a_divergence_names_the_section(folder: Path, parents: Parents, tmp_path: Path) -> None:
