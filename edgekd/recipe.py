@@ -380,7 +380,11 @@ class Quantize(Section):
     )
     percentile: float = Field(0.9999, gt=0.5, le=1, description="Range kept by `percentile`; 1 is min-max.")
     smooth: float | None = Field(
-        None, gt=0, lt=1, description="SmoothQuant's alpha (0.5): outliers of int8 activations move into weights."
+        None,
+        ge=0,
+        lt=1,
+        description="SmoothQuant's alpha: outliers of int8 activations move into weights; 0: none do; default: the "
+        "scheme's own.",
     )
     method: Literal["ptq", "qat", "qad", "auto"] = Field(
         "qad",

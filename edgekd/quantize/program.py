@@ -41,7 +41,23 @@ def export(model: nn.Module, task: Any, row: Encoded, max_length: int) -> torch.
             example.append(torch.ones(2, 3, dtype=torch.int64))
             shapes[name] = {0: batch, 1: sequence}
     wrapped = _named(model.eval().requires_grad_(False), task)
-    return torch.export.export(wrapped, tuple(example), dynamic_shapes=shapes)
+    return once(torch.export.export(wrapped, tuple(example), dynamic_shapes=shapes))
+
+
+def once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with each product of an activation and a constant in it once (``smooth.py``), in place."""
+    constants = program.graph_signature.inputs_to_buffers
+    made: dict[tuple[torch.fx.Node, int], torch.fx.Node] = {}
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor):
+        x, factor = node.args
+        name = constants.get(getattr(factor, "name", ""))
+        if name is not None:
+            first = made.setdefault((x, program.state_dict[name].data_ptr()), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def _named(model: nn.Module, task: Any) -> nn.Module:

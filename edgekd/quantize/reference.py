@@ -178,6 +178,21 @@ def quantize_tokens(x: torch.Tensor, steps: torch.Tensor, zero: torch.Tensor) ->
     return (x * steps).round_().add_(zero).clamp_(QMIN, QMAX)
 
 
+class Smoothed(nn.Linear):
+    """A linear layer whose inputs are multiplied by ``smooth`` [I], powers of two, first (``smooth.py``)."""
+
+    smooth: torch.Tensor | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(smoothed(self, x))
+
+
+def smoothed(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``x`` as a layer reads it."""
+    factor = getattr(layer, "smooth", None)
+    return x if factor is None else x * factor
+
+
 class QATLinear(nn.Linear):
     """A linear layer in training, with the numbers that its ``kind`` will ship.
 
@@ -191,6 +206,7 @@ class QATLinear(nn.Linear):
     output_quantizer: ActivationQuantizer  # static layers with a quantized output only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = smoothed(self, x)
         if self.bypassed:
             return F.linear(x, self.weight, self.bias)
         if self.kind.activations == "static":
@@ -294,6 +310,7 @@ class ReferenceLinear(nn.Module):
             self.register_buffer("w_scale", scale)
             self.register_buffer("w_zero", torch.zeros(scale.shape, dtype=torch.int64))
         self.register_buffer("bias", bias)
+        self.register_buffer("smooth", getattr(layer, "smooth", None))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -301,6 +318,7 @@ class ReferenceLinear(nn.Module):
         return self.w_scale if self.kind.weight_bits < 16 else self.weight_q.float()  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = smoothed(self, x)
         if self.kind.activations == "static":
             x = _through_int8(x, self.in_scale, self.in_zero)
         elif self.kind.activations == "dynamic":
@@ -368,7 +386,7 @@ def prepare(model: nn.Module, scheme: Scheme = schemes.SCHEMES["w8a8"]) -> nn.Mo
             model.set_submodule(name, PatchLinear(module))
     width = getattr(getattr(model, "config", None), "hidden_size", None)
     for name, module in model.named_modules():
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, Smoothed):
             kind = scheme.layer(name, module.in_features, module.out_features, width)
             if kind.weight_bits == 32:
                 continue

@@ -61,6 +61,7 @@ class Scheme:
     overrides: Mapping[str, str] = field(default_factory=dict)
     group: int = 32
     upgrade: str = ""  # what sensitive layers are kept as, where the recipe looks for them
+    smooth: float = 0.0  # SmoothQuant's alpha; 0: no smoothing
 
     @property
     def weight_bits(self) -> int:
@@ -101,6 +102,7 @@ SCHEMES = {
             8,
             "int8 weights per channel, int8 activations per tensor, static; int8 embeddings",
             overrides={CONTRACTING: "w8a8-float-output"},
+            smooth=0.75,
         ),
         Scheme("w8a8-dynamic", 8, "int8 weights per channel, int8 activations per token, chosen at run time"),
         Scheme("w8", 8, "int8 weights per channel, float arithmetic: size only"),
@@ -122,7 +124,8 @@ def get(name: str, settings: Quantize | None = None) -> Scheme:
     upgrade = settings.mixed.upgrade.get(name, "") if settings.mixed else ""
     if upgrade:
         _known(upgrade, LAYERS, "layer")
-    return replace(found, overrides=overrides, group=settings.group, upgrade=upgrade)
+    smooth = found.smooth if settings.smooth is None else settings.smooth
+    return replace(found, overrides=overrides, group=settings.group, upgrade=upgrade, smooth=smooth)
 
 
 def generative(name: str, settings: Quantize | None = None) -> Scheme:

@@ -3,7 +3,8 @@
 A channel whose values are far larger than its neighbours' spoils the one scale that a tensor has. Divided by
 ``s = max|X| ** alpha / max|W| ** (1 - alpha)`` where it is made, and its column of weights multiplied by ``s`` where it
 is read, the model computes the same (Xiao et al. 2023, arXiv:2211.10438). Factors are folded into parameters that are
-there, so no operator is added and no layer changes its name: the Program, and every target, stay as they are.
+there wherever that is possible, and no layer changes its name. They are powers of two, so that nothing is rounded: the
+student gives the same bits as before.
 
 Where that is possible follows from the graph, whatever the family. The channels that a linear layer or the weights of a
 norm make are numbered, and the numbers follow them through operators that are homogeneous channel by channel: views,
@@ -11,14 +12,17 @@ ReLU, a product with something else (a gate), the values of an attention. A chan
 scaled. So a norm can where no residual reads it, and values can through grouped-query attention: heads that share a
 channel share its factor. GELU, a sum or a parameter that is used twice ends the way.
 
-(neural-compressor's SmoothQuant cannot be imported without intel-extension-for-pytorch; torchao's leaves a product with
-the activations at run time.)
+A norm that a residual reads too (post-norm models: BERT) cannot be scaled, and it is just there that channels differ
+most. Its int8 readers of static scales divide by the factors themselves: one product, exact, in front of them
+(``reference.Smoothed``), which those that read one tensor share in the Program.
+
+(neural-compressor's SmoothQuant cannot be imported without intel-extension-for-pytorch.)
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +32,7 @@ from torch import fx, nn
 from edgekd.artifact import Facts
 from edgekd.quantize import program
 from edgekd.quantize.qat import same_length_batches
+from edgekd.quantize.reference import Smoothed
 from edgekd.quantize.scheme import Scheme
 from edgekd.teach.transformers import Encoded, length, pad
 
@@ -70,7 +75,7 @@ class Source:
     """A norm or a linear layer that makes channels: ``parameters`` [O, ...], whose first axis scales them.
 
     ``free`` [O] are the channels that only linear layers read; ``readers`` maps the name of such a layer to the channel
-    that each of its inputs is, [I]. ``kind`` says what lies between.
+    that each of its inputs is, [I]. ``kind`` says what lies between; ``norm``: nothing.
     """
 
     parameters: list[nn.Parameter]
@@ -84,19 +89,22 @@ def fold(
 ) -> Facts:
     """Smooth ``student`` in place, by what ``rows`` give, where layers with int8 activations read what can be scaled.
 
-    Facts: ``alpha``; ``pairs``, how many norms and layers were scaled, by what lies between them and their readers;
-    ``left``, how many layers with int8 activations read what they read before.
+    Facts: ``alpha``; ``pairs``, how many norms and layers were scaled, by what lies between them and their readers, and
+    how many norms have readers that scale for themselves (``product``); ``left``, how many layers with int8 activations
+    read what they read before.
     """
     width = getattr(getattr(student, "config", None), "hidden_size", None)
     linear = {name: layer for name, layer in student.named_modules() if type(layer) is nn.Linear}
-    int8 = {
-        name
+    activations = {
+        name: scheme.layer(name, layer.in_features, layer.out_features, width).activations
         for name, layer in linear.items()
-        if scheme.layer(name, layer.in_features, layer.out_features, width).activations != "none"
     }
+    int8 = {name for name, kind in activations.items() if kind != "none"}
     if not int8:
         return {"alpha": alpha, "pairs": {}, "left": 0}
     found = sources(student, task, max(rows, key=length), max_length)
+    for source in (source for source in found if not source.free.any()):
+        source.readers = {name: ids for name, ids in source.readers.items() if activations.get(name) == "static"}
     found = [source for source in found if int8 & source.readers.keys()]
     largest = _largest(student, [name for source in found for name in source.readers], rows, task)
     pairs: Counter[str] = Counter()
@@ -105,23 +113,39 @@ def fold(
         for name, ids_I in source.readers.items():
             x_O.scatter_reduce_(0, ids_I, largest[name].double(), "amax")
             w_O.scatter_reduce_(0, ids_I, linear[name].weight.double().abs().amax(0), "amax")
-        factor_O = torch.where(source.free & (x_O > 0) & (w_O > 0), x_O**alpha / w_O ** (1 - alpha), 1.0)
+        folded = bool(source.free.any())
+        may_O = (x_O > 0) & (w_O > 0) & (source.free if folded else True)
+        factor_O = torch.where(may_O, x_O**alpha / w_O ** (1 - alpha), 1.0).log2().round().exp2().float()
         with torch.no_grad():
-            for parameter in source.parameters:
+            for parameter in source.parameters if folded else ():
                 parameter.div_(factor_O.view(-1, *[1] * (parameter.ndim - 1)))
             for name, ids_I in source.readers.items():
                 linear[name].weight.mul_(factor_O[ids_I])
-        pairs[source.kind] += 1
+        if not folded:
+            _divide(linear, source, factor_O)
+        pairs[source.kind if folded else "product"] += 1
     read = {name for source in found for name in source.readers}
     return {"alpha": alpha, "pairs": dict(sorted(pairs.items())), "left": len(int8 - read)}
 
 
+def _divide(linear: Mapping[str, nn.Linear], source: Source, factor_O: torch.Tensor) -> None:
+    """Let the readers of a source divide by the factors; those that read the same channels share one tensor."""
+    shared: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for name, ids_I in source.readers.items():
+        inverse_I = next((inverse for ids, inverse in shared if torch.equal(ids, ids_I)), 1 / factor_O[ids_I])
+        shared.append((ids_I, inverse_I))
+        layer: Any = linear[name]
+        layer.__class__ = Smoothed
+        layer.register_buffer("smooth", inverse_I)
+
+
 def sources(student: nn.Module, task: Any, row: Encoded, max_length: int) -> list[Source]:
-    """What can be scaled, in the order of the graph; ``row`` is any encoded row of two tokens or more."""
+    """What can be scaled, and norms whose readers can be, in the order of the graph; ``row`` is any encoded row of two
+    tokens or more."""
     module = program.export(student, task, row, max_length).module()
     channels = Channels(module, student)
     channels.run(*pad([row, row], 0, task.INPUTS).values())
-    return [source for source in channels.sources if source.readers and source.free.any()]
+    return [one for one in channels.sources if one.readers and (one.free.any() or one.kind == "norm")]
 
 
 def _largest(student: nn.Module, names: Sequence[str], rows: Sequence[Encoded], task: Any) -> dict[str, torch.Tensor]:

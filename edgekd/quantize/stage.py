@@ -109,11 +109,11 @@ def quantized(
         encoded[name], apart = encoded[name][:kept], apart + encoded[name][kept:]
     judge = _judge(task, student, encoded["validation"], splits["validation"], apart, pad_token_id)
     calibration: Facts = {"samples": count, "seed": recipe.seed, "activations": settings.calibration}
-    if settings.smooth:
+    if scheme.smooth:
         # The judge keeps the outputs of the student as it came. Training compares hidden states, and that of the
         # last norm may be scaled: its goal is the smoothed student, the same function.
         student = copy.deepcopy(student)
-        calibration["smooth"] = smooth.fold(student, scheme, settings.smooth, some, task, recipe.data.max_length)
+        calibration["smooth"] = smooth.fold(student, scheme, scheme.smooth, some, task, recipe.data.max_length)
     facts: Facts = {}
     if scheme.upgrade:
         size = max(1, settings.mixed.samples // task.GROUP) * task.GROUP

@@ -44,7 +44,7 @@ class Stored:
 
     name: str
     values: np.ndarray
-    kind: str  # "int8", "int4", "float16", "scale" of integers, or "other"
+    kind: str  # "int8", "int4", "float16", "scale" of integers (or of activations, ``smooth``), or "other"
 
 
 def tensors(program: torch.export.ExportedProgram) -> list[Stored]:
@@ -62,7 +62,7 @@ def tensors(program: torch.export.ExportedProgram) -> list[Stored]:
         if name.endswith(".weight_q"):
             grouped = any(user.target is DEQUANTIZE_GROUPS for user in node.users)
             kind = "int4" if grouped else str(tensor.dtype).removeprefix("torch.")
-        elif name.endswith(".w_scale"):
+        elif name.endswith((".w_scale", ".smooth")):
             kind = "scale"
         found.setdefault((tensor.data_ptr(), *tensor.shape), Stored(name, tensor.detach().numpy(), kind))
     return list(found.values())

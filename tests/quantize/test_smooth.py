@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from edgekd import recipe
-from edgekd.quantize import qat, reference, smooth
+from edgekd.quantize import program, qat, reference, smooth
 from edgekd.quantize import scheme as schemes
 from edgekd.tasks import image_classification, text_classification
 
@@ -42,10 +42,10 @@ MODELS = {
 }
 # What is scaled by what lies between, and the linear layers that read what they read before.
 PAIRS = {
-    "bert": ({"attention": 2, "norm": 1}, 2 * 5 + 1),  # only the pooler reads the last norm
-    "relu": ({"attention": 2, "norm": 1, "relu": 2}, 2 * 4 + 1),
+    "bert": ({"attention": 2, "norm": 1, "product": 4}, 2 + 1),  # only the pooler reads the last norm
+    "relu": ({"attention": 2, "norm": 1, "product": 4, "relu": 2}, 1),
     "albert": ({"norm": 1}, 6 + 2),  # that of the embeddings; its one layer is used twice
-    "distilbert": ({"attention": 2, "norm": 1, "relu": 1}, 2 * 5),  # a ReLU in its head
+    "distilbert": ({"attention": 2, "norm": 1, "product": 4, "relu": 1}, 2),  # a ReLU in its head
     "vit": ({"attention": 2, "norm": 5}, 2),  # behind GELU
     "llama": ({"attention": 2, "gate": 2, "norm": 5}, 0),
 }
@@ -92,11 +92,10 @@ def test_the_function_stays_and_every_pair_is_found(name: str) -> None:
     smoothed = copy.deepcopy(model)
     pairs, left = PAIRS[name]
     assert fold(smoothed, task) == {"alpha": 0.5, "pairs": pairs, "left": left}
-    goal, found = (outputs(one.double(), task) for one in (model, smoothed))
-    assert goal.std() > 0.05
-    torch.testing.assert_close(found, goal, rtol=0, atol=2e-6 * goal.abs().max().item())  # parameters are float32
+    goal, found = (outputs(one, task) for one in (model, smoothed))
+    assert goal.std() > 0.05 and torch.equal(found, goal)  # factors are powers of two
     changed = sum(not torch.equal(a, b) for a, b in zip(model.parameters(), smoothed.parameters(), strict=True))
-    assert changed >= 2 * sum(pairs.values())
+    assert changed >= 2 * sum(pairs.values()) - pairs.get("product", 0)
     assert [n for n, _ in model.named_modules()] == [n for n, _ in smoothed.named_modules()]
 
 
@@ -204,20 +203,22 @@ def test_only_channels_that_nothing_else_reads_are_scaled(case: str) -> None:
     assert torch.equal(smoothed.up.weight, model.up.weight) == (not found)
 
 
-def test_factors_are_the_papers_and_zero_channels_stay() -> None:
+def test_factors_are_the_papers_in_powers_of_two_and_zero_channels_stay() -> None:
     torch.manual_seed(0)
     model, task = Pair("relu").eval(), SimpleNamespace(INPUTS=("pixel_values",), logits=lambda output, inputs: output)
     model.up.bias.data[2] = -100.0  # a neuron that never fires
+    model.down.weight.data[:, 5] *= 9.0
     batch = [{"pixel_values": np.random.default_rng(i).normal(size=(SIZE, SIZE)).astype(np.float32)} for i in range(4)]
     before, x = copy.deepcopy(model), torch.stack([torch.from_numpy(row["pixel_values"]) for row in batch])
     smooth.fold(model.requires_grad_(False), schemes.get("w8a8"), 0.3, batch, task, 4)
     with torch.no_grad():
         largest = before.up(x).relu().amax((0, 1))
-    factor = largest**0.3 / before.down.weight.abs().amax(0) ** 0.7
+    factor = 2 ** (largest**0.3 / before.down.weight.abs().amax(0) ** 0.7).log2().round()
     factor[2] = 1.0
-    torch.testing.assert_close(model.down.weight, before.down.weight * factor)
-    torch.testing.assert_close(model.up.weight, before.up.weight / factor[:, None])
-    torch.testing.assert_close(model.up.bias, before.up.bias / factor)
+    assert len(factor.unique()) > 2
+    assert torch.equal(model.down.weight, before.down.weight * factor)
+    assert torch.equal(model.up.weight, before.up.weight / factor[:, None])
+    assert torch.equal(model.up.bias, before.up.bias / factor)
 
 
 def test_layers_without_int8_activations_ask_for_nothing() -> None:
@@ -227,8 +228,36 @@ def test_layers_without_int8_activations_ask_for_nothing() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, "much"])
+def test_the_scheme_says_how_much_where_the_recipe_does_not() -> None:
+    assert schemes.get("w8a8", recipe.Quantize()).smooth == 0.75
+    assert schemes.get("w8a8-dynamic", recipe.Quantize()).smooth == 0
+    assert [schemes.get("w8a8", recipe.Quantize(smooth=alpha)).smooth for alpha in (0, 0.5)] == [0, 0.5]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_what_a_residual_reads_too_is_scaled_by_its_static_readers(scheme: str) -> None:
+    """One exact product for those that read one tensor; the Program computes what the layers in training do."""
+    model = made("bert")
+    facts = fold(model, text_classification, 0.75, scheme)
+    assert facts["pairs"].get("product") == (4 if scheme == "w8a8" else None)
+    prepared = reference.prepare(copy.deepcopy(model), schemes.get(scheme))
+    layer = prepared.bert.encoder.layer[0].attention.self
+    if scheme == "w8a8":
+        assert layer.query.smooth is layer.key.smooth is layer.value.smooth
+        assert all(float(one).hex().startswith("0x1.0000000000000p") for one in layer.query.smooth)
+    qat.calibrate(prepared, rows(text_classification), 1.0, text_classification.INPUTS)
+    goal = outputs(prepared, text_classification)
+    found = outputs(reference.convert(prepared), text_classification)
+    if scheme == "w8a8":
+        torch.testing.assert_close(found, goal)
+    exported = program.export(prepared, text_classification, rows(text_classification)[0], 12)
+    buffers = exported.graph_signature.inputs_to_buffers
+    products = exported.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
+    scaled = [len(node.users) for node in products if buffers.get(node.args[1].name, "").endswith("smooth")]
+    assert scaled == ([3, 1, 3, 1] if scheme == "w8a8" else [])
+
+
+@pytest.mark.parametrize("alpha", [1.0, -0.5, "much"])
 def test_a_strength_outside_of_zero_and_one_is_refused(alpha: object) -> None:
-    assert recipe.Quantize().smooth is None and recipe.Quantize(smooth=0.5).smooth == 0.5
     with pytest.raises(pydantic.ValidationError, match="smooth"):
         recipe.Quantize(smooth=alpha)
