@@ -14,6 +14,7 @@ import _texts
 import pytest
 import yaml
 from _texts import Texts
+from test_browser import needs_browser
 from test_ssh import Server, server, started
 
 from edgekd import artifact, measurement, recipe, refusals, registry
@@ -248,3 +249,35 @@ def test_answers_that_lack_something() -> None:
     ):
         with pytest.raises(DeviceError, match=f"lacks {lacks}"):
             harness.parsed(json.dumps({"schema": "edgekd/runner/1", **document}).encode(), b"", 0)
+
+
+@needs_browser
+@pytest.mark.parametrize("target", ["onnx", pytest.param("onnxruntime", marks=SLOW)])
+def test_the_bench_of_a_browser(target: str, texts: Texts, pairs: Texts, exported: Exported, tmp_path: Path) -> None:
+    """The tokens of onnxruntime-web are the Program's, ties aside."""
+    made = pairs if target == "onnxruntime" else texts
+    facts = made.bench([exported(target)], tmp_path, "chromium")
+    for row in facts["summaries"]:
+        assert row["error"] is None and row["runs"] >= 2 and row["load_ms"] > 0 and row["peak_mb"] > 0
+        assert row["golden"]["differ"] == 0 and row["golden"]["equal"] > 32
+        assert not {"golden_differs", "backend_differs", "threads_differ"} & set(row["flags"])
+
+
+@needs_browser
+@SLOW
+def test_what_a_page_refuses(exported: Exported, tmp_path: Path) -> None:
+    device = devices.load("chromium")
+    transport = registry.load("transports", "browser").connect(device)
+    try:
+        with pytest.raises(DeviceError, match="not measured: no runtime 'litert' writes text in a browser"):
+            opened(transport, device, exported("litert"), tmp_path)
+        worker = opened(transport, device, exported("onnx"), tmp_path)
+        assert worker.opened["observed"]["context"] == 256
+        with pytest.raises(DeviceError, match="257 tokens; the cache holds 256"):
+            worker.ask("write", ids=[1] * 56, count=201)
+        for request, given in (("read", {"ids": []}), ("write", {"ids": [1]}), ("block", {})):
+            worker = opened(transport, device, exported("onnx"), tmp_path)
+            with pytest.raises(DeviceError, match="the runner failed: "):
+                worker.ask(request, **given)
+    finally:
+        transport.close()
