@@ -772,13 +772,14 @@ def _written(writer: Any, memory: Callable[[], dict[str, Any]], request: Any) ->
         raise RunnerError("job", f"{len(ids) + count} tokens; the cache holds {writer.context}")
     clock, samples, tokens = time.perf_counter_ns, [], []
     spent = _spending()
+    writer.reset()
     before = clock()
-    token = writer.read(ids)
+    token = writer.feed(ids)
     first = clock() - before
     for _ in range(count):
         tokens.append(token)
         before = clock()
-        token = writer.feed(token)
+        token = writer.feed([token])
         samples.append(clock() - before)
     took = spent()
     if kind == "read":

@@ -1,8 +1,8 @@
 """Writing text: what the runner beside this file opens in the phase ``write``, one class per runtime.
 
-A writer holds one artefact and its cache of keys and values. ``read`` empties the cache and reads a prompt, ``feed``
-reads one token more; both return the likeliest next token (of equal logits the lowest id). Each runtime is a function
-that imports its packages (not timed) and returns what loads the model (timed), as in the runner.
+A writer holds one artefact and its cache of keys and values. ``reset`` empties the cache (not timed), ``feed`` reads a
+prompt or one token more and returns the likeliest next token (of equal logits the lowest id). Each runtime is a
+function that imports its packages (not timed) and returns what loads the model (timed), as in the runner.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Writer(Protocol):
     context: int
     observed: dict[str, Any]
 
-    def read(self, ids: Ids) -> int: ...
+    def reset(self) -> None: ...
 
-    def feed(self, token: int) -> int: ...
+    def feed(self, ids: Ids) -> int: ...
 
 
 def _onnx(job: dict[str, Any]) -> Callable[[], Writer]:
@@ -53,14 +53,10 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Writer]:
             self._mask = np.ones((1, self.context), np.int64)
             self.observed = {"backend": self._session.get_providers()[0], "threads": job["threads"], **told}
 
-        def read(self, ids: Ids) -> int:
+        def reset(self) -> None:
             self._fed = 0
-            return self._run(ids)
 
-        def feed(self, token: int) -> int:
-            return self._run([token])
-
-        def _run(self, ids: Ids) -> int:
+        def feed(self, ids: Ids) -> int:
             self._fed += len(ids)
             logits = np.empty((1, len(ids), self._words), np.float32)
             self._binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
@@ -101,15 +97,17 @@ def _text2text(job: dict[str, Any]) -> Callable[[], Writer]:
             self._later = ["logits", *(name for name in outputs if ".encoder." not in name)]  # the source's stay
             self.observed = {"backend": self._decoder.get_providers()[0], "threads": job["threads"], **told}
 
-        def read(self, ids: Ids) -> int:
+        def reset(self) -> None:
+            self._given: dict[str, Any] = {}
+
+        def feed(self, ids: Ids) -> int:
+            if self._given:
+                return self._run(ids[0], self._later)
             source = np.array([ids], np.int64)
             mask = np.ones_like(source)
             (states,) = self._encoder.run(["last_hidden_state"], {"input_ids": source, "attention_mask": mask})
             self._given = {"encoder_hidden_states": states, "encoder_attention_mask": mask, **self._empty}
             return self._run(self._start, self._first)
-
-        def feed(self, token: int) -> int:
-            return self._run(token, self._later)
 
         def _run(self, token: int, wanted: list[str]) -> int:
             self._given["input_ids"] = np.array([[token]], np.int64)
@@ -157,17 +155,17 @@ def _litert(job: dict[str, Any]) -> Callable[[], Writer]:
             self._logits = model.create_output_buffer_by_name(decode, "logits")
             self.observed = {"backend": "XNNPACK", "threads": job["threads"], "prefill": self._sizes}
 
-        def read(self, ids: Ids) -> int:
-            self._fed, ahead = 0, ids[:-1]
+        def reset(self) -> None:
+            self._fed = 0
+
+        def feed(self, ids: Ids) -> int:
+            ahead = ids[:-1]
             while ahead:
                 fitting = [size for size in self._sizes if self._fed + size <= self.context]  # padding fills it too
                 size = min([size for size in fitting if size >= len(ahead)], default=max(fitting, default=1))
                 self._run(f"{prefill}{size}" if fitting else decode, ahead[:size], size)
                 ahead = ahead[size:]
-            return self.feed(ids[-1])
-
-        def feed(self, token: int) -> int:
-            self._run(decode, [token], 1)
+            self._run(decode, ids[-1:], 1)
             return int(self._logits.read(self._words, np.float32).argmax())
 
         def _run(self, graph: str, ids: Ids, size: int) -> None:
@@ -205,14 +203,10 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Writer]:
             self.context = int(self._program.load_method("get_max_context_len").execute([])[0])
             self.observed = {"backend": "XnnpackBackend", "threads": portable_lib._threadpool_get_thread_count()}
 
-        def read(self, ids: Ids) -> int:
+        def reset(self) -> None:
             self._fed = 0  # attention reads no further than it was fed
-            return self._run(ids)
 
-        def feed(self, token: int) -> int:
-            return self._run([token])
-
-        def _run(self, ids: Ids) -> int:
+        def feed(self, ids: Ids) -> int:
             (logits,) = self._method.execute([torch.tensor([ids]), torch.tensor([self._fed])])
             self._fed += len(ids)
             return int(logits.numpy()[0].argmax())
@@ -248,15 +242,11 @@ def _gguf(job: dict[str, Any]) -> Callable[[], Writer]:
             system = lib.llama_print_system_info().decode()
             self.observed = {"backend": "CPU", "threads": lib.llama_n_threads(self._state), "system": system}
 
-        def read(self, ids: Ids) -> int:
-            lib.llama_memory_clear(lib.llama_get_memory(self._state), True)
+        def reset(self) -> None:
+            lib.llama_memory_clear(lib.llama_get_memory(self._state), False)  # what is not zeroed is not read
             self._fed = 0
-            return self._run(ids)
 
-        def feed(self, token: int) -> int:
-            return self._run([token])
-
-        def _run(self, ids: Ids) -> int:
+        def feed(self, ids: Ids) -> int:
             batch = self._batch
             for start in range(0, len(ids), self._together):
                 some = ids[start : start + self._together]
