@@ -63,7 +63,7 @@ class Measurement:
     latency_ns: tuple[tuple[int, ...], ...] = ()
     blocks: tuple[Mapping[str, Any], ...] = ()  # per block {"position", "wall_ns", "cpu_ns", "machine_busy_ns", ...}
     memory: Mapping[str, Any] = field(default_factory=dict)  # {"baseline_bytes", "peak_bytes", "peak_above_bytes", ...}
-    golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "agreement"}
+    golden: Mapping[str, Any] = field(default_factory=dict)  # {"samples", "max_abs_delta", "agreement"}; see formats.md
     test: Mapping[str, Any] = field(default_factory=dict)  # the test split on the device: {"samples", "metrics", ...}
     sustained: Mapping[str, Any] = field(default_factory=dict)  # a block without an end: {"samples_ns", "wall_ns", ...}
     operators: tuple[Mapping[str, Any], ...] = ()  # {"name", "type", "ns", "calls"}, means of a run

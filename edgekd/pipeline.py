@@ -109,9 +109,9 @@ GENERATIVE = {
         reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
         shared=True,
     ),
-    EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=2),
+    EXPORT: replace(EXPORT, run="edgekd.generators.stage:run", version=3),
     VERIFY: replace(VERIFY, run="edgekd.verify.tokens:run", version=2, reads=("task", "data.max_length", "verify")),
-    BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=1),
+    BENCH: replace(BENCH, run="edgekd.bench.tokens:run", version=2),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import processes, registry, variants
-from edgekd.bench import devices
+from edgekd.bench import devices, tokens
 from edgekd.errors import BadInput
 from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
@@ -66,6 +66,8 @@ def check(recipe: Recipe) -> None:
             )
     if group == "generators":
         _check_student(recipe)
+        if recipe.bench.enabled:
+            tokens.reach(recipe.bench)
     for scheme in variants.schemes(recipe):
         for target in recipe.export.targets:
             _check_pair(registry.load(group, target), target, schemes.get(scheme, recipe.quantize))

@@ -200,17 +200,28 @@ def parsed(stdout: bytes, stderr: bytes, code: int) -> dict[str, Any]:
     return document
 
 
-NEEDED = {
-    "block": ("tokens", "samples_ns", "warmup", "wall_ns", "cpu_ns", "machine_busy_ns", "cpus"),
+SPENT = ("samples_ns", "wall_ns", "cpu_ns", "machine_busy_ns", "cpus")
+ANSWERS = {
+    "block": ("tokens", "warmup", *SPENT),
     "outputs": ("logits",),
     "profile": ("operators",),
+    "read": ("token", *SPENT),
+    "write": ("tokens", "first_ns", *SPENT),
+    "memory": ("memory",),
+}
+PHASES = {
+    "outputs": ("logits",),
     "describe": ("inputs", "load_ns", "observed"),
     "load": ("load_ns", "first_inference_ns", "observed"),
     "memory": ("load_ns", "first_inference_ns", "observed", "memory"),
     "time": ("load_ns", "first_inference_ns", "observed"),
+    "write": ("load_ns", "observed"),
 }
 
 
 def _missing(document: Mapping[str, Any]) -> str:
-    kind = str(document.get("answer", document.get("phase")))
-    return ", ".join(name for name in NEEDED.get(kind, ()) if name not in document)
+    if "answer" in document:
+        needed = ANSWERS.get(str(document["answer"]), ())
+    else:
+        needed = PHASES.get(str(document.get("phase")), ())
+    return ", ".join(name for name in needed if name not in document)

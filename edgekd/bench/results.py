@@ -44,7 +44,7 @@ def measurement(
     warmups = [block["warmup"] for block in blocks]
     protocol = {"warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds", "blocks"}
     requested = {
-        "backend": "wasm" if device.runner == "browser" else BACKENDS.get(subject.runtime),
+        "backend": backend(device, subject.runtime),
         "threads": threads,
         "length": length.name,
         "texts": len(length.rows[subject.name]),
@@ -83,6 +83,11 @@ def measurement(
         error=record.error,
     )
     return Measurement(**{**vars(one), "flags": tuple(flags(one, device))})
+
+
+def backend(device: Device, runtime: str) -> str | None:
+    """What a runtime is meant to run on there; None where that is left open."""
+    return "wasm" if device.runner == "browser" else BACKENDS.get(runtime)
 
 
 def _without_samples(block: Mapping[str, Any]) -> dict[str, Any]:

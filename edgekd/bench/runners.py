@@ -2,7 +2,7 @@
 
 A runner speaks one wire (``runtimes/README.md``): a job as a line of JSON on stdin, documents on stdout. ``native`` is
 the C++ program of a runtime with its libraries beside it, built by ``runtimes/linux/build.py``; a Python runner is one
-file; in a browser the page is the runner, and there is nothing to push.
+file, and what writes text beside it; in a browser the page is the runner, and there is nothing to push.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from edgekd.bench.devices import Device
 from edgekd.errors import DeviceError
 
 NATIVE = ("onnx", "litert", "executorch")  # runtimes that have a C++ runner
+
+
+def family(runtime: str) -> str:
+    """The runtime as profiles and native runners know it: a text that is read and written is ONNX Runtime's too."""
+    return "onnx" if runtime == "onnxruntime" else runtime
 
 
 def abi(device: Device) -> str:
@@ -33,7 +38,10 @@ def files(device: Device, runtime: str) -> dict[str, Path]:
     if device.runner == "browser":
         return {}
     if device.runner != "native":
-        return {"runner": registry.folder("runtimes") / device.runner}
+        runner = registry.folder("runtimes") / device.runner
+        parts = [part for part in sorted(runner.parent.glob("edgekd_*.py")) if part != runner]
+        return {"runner": runner, **{part.name: part for part in parts}}
+    runtime = family(runtime)
     if runtime not in NATIVE:
         raise DeviceError(f"not measured: there is no native runner for {runtime}", where=device.name)
     folder = build_folder() / abi(device) / runtime
@@ -51,5 +59,5 @@ def command(device: Device, runtime: str) -> list[str]:
     if device.runner == "browser":
         return ["runner", runtime]
     if device.runner == "native":
-        return [f"./{runtime}/runner"]
+        return [f"./{family(runtime)}/runner"]
     return [device.python or sys.executable, "runner"]

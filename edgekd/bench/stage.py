@@ -153,19 +153,30 @@ def _texts(length: Length) -> int:
 
 def _on_device(device: Device, threads: int, plan: _Plan) -> list[Measurement]:
     """All measurements of one device at one thread count."""
-    found = plan.on(device)
+    rows = {name: test[0] for name, test in plan.tests.items()}
+    found: harness.Records = {}
+
+    def work(transport: Transport) -> None:
+        some = plan.on(device)
+        found.update(harness.measure(transport, device, threads, some, plan.lengths, plan.bench, rows, plan.tick))
+
+    environment, lost = visit(device, work)
+    return _judged(device, threads, plan, _lost(device, plan, lost) if lost else found, environment)
+
+
+def visit(device: Device, work: Callable[[Transport], None]) -> tuple[Facts, str | None]:
+    """Reach a device and do the work there: what the device was like, and why the work is not done, or None."""
     try:
         transport: Transport = registry.load("transports", device.transport).connect(device)
     except UNREACHABLE as error:
-        return _judged(device, threads, plan, _lost(device, plan, str(error)), {})
+        return {}, str(error)
     environment: dict[str, Any] = {}
     try:
         environment = dict(transport.probe())
-        rows = {name: test[0] for name, test in plan.tests.items()}
-        records = harness.measure(transport, device, threads, found, plan.lengths, plan.bench, rows, plan.tick)
+        work(transport)
         after = _after(transport)
     except DeviceError as error:
-        return _judged(device, threads, plan, _lost(device, plan, str(error)), environment)
+        return environment, str(error)
     finally:
         transport.close()
     before = environment.pop("load_average", None)
@@ -175,7 +186,7 @@ def _on_device(device: Device, threads: int, plan: _Plan) -> list[Measurement]:
         **{f"{name}_after": value for name, value in after.items()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return _judged(device, threads, plan, records, environment)
+    return environment, None
 
 
 def _after(transport: Transport) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
                 file.replace(out / file.name)
     _configure(out, program)
     kinds = rewritten(model, numbers, config) if numbers else {}
+    _tell_width(model.graph, _contract.head_dim(config))
     (out / DATA).unlink(missing_ok=True)
     onnx.save(model, out / FILE, save_as_external_data=True, location=DATA, size_threshold=1024)
     return {
@@ -119,6 +120,13 @@ def _configure(out: Path, program: Path) -> None:
 
 
 # The graph.
+
+
+def _tell_width(graph: Any, width: int) -> None:
+    """Write the width of a head into the shapes of the cache: the builder names it, and a caller has to make one."""
+    for one in (*graph.input, *graph.output):
+        if one.name.startswith(("past_key_values.", "present.")):
+            one.type.tensor_type.shape.dim[3].dim_value = width
 
 
 def rewritten(model: Any, numbers: Numbers, config: Any) -> dict[str, int]:

@@ -225,7 +225,11 @@ def _devices(
 def _answers(gate: Gate, headline: str, verify: Facts, row: Facts) -> list[Check]:
     """Golden inputs and, where it was asked for, the test split, as the device answered them."""
     checks, device, golden, test = [], row["device"], row.get("golden") or {}, row.get("test") or {}
-    if golden:
+    if "tokens" in golden:
+        note = f"{golden['tokens']} tokens after {golden['samples']} golden prompts, on the device"
+        name = f"agreement with the Program on {device}"
+        checks += _at_least(name, golden["agreement"], gate.min_program_agreement, note)
+    elif golden:
         delta, bound = golden.get("max_abs_delta"), verify["golden"]["bound"]
         note = golden.get("error", "largest |difference| from the Program, on the device")
         checks.append(Check(f"golden outputs on {device}", delta, bound, delta is not None and delta <= bound, note))

@@ -10,8 +10,8 @@ const IDENTITY =
 
 export const DISTRIBUTIONS = ["onnxruntime-web"];
 
-/** Open the library; returns what loads a model's bytes. */
-export async function open(job) {
+/** Open the library: itself, what makes a session of a model's bytes, and what is worth telling of it. */
+export async function library(job) {
   const ort = await import(DIST + "ort.wasm.bundle.min.mjs");
   ort.env.wasm.wasmPaths = new URL(DIST, import.meta.url).href;
   ort.env.wasm.numThreads = job.threads;
@@ -23,11 +23,24 @@ export async function open(job) {
   await first.release();
   const threads = ort.env.wasm.numThreads; // set to 1 by ORT Web where there are none
 
+  return {
+    ort,
+    create: (bytes, more = {}) =>
+      ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], graphOptimizationLevel: "all", ...more }),
+    observed: {
+      backend: `CPUExecutionProvider, wasm-simd${threads > 1 ? "-threaded" : ""}`,
+      threads,
+      graph_optimization: "all",
+    },
+  };
+}
+
+/** Open the library; returns what loads a model's bytes. */
+export async function open(job) {
+  const { ort, create, observed } = await library(job);
+
   return async (bytes) => {
-    const session = await ort.InferenceSession.create(bytes, {
-      executionProviders: ["wasm"],
-      graphOptimizationLevel: "all",
-    });
+    const session = await create(bytes);
     const inputs = session.inputMetadata.map((one) => ({
       name: one.name,
       dtype: one.type,
@@ -49,11 +62,7 @@ export async function open(job) {
         const { data, dims } = outputs[session.outputNames[0]];
         return nested(data, dims);
       },
-      observed: {
-        backend: `CPUExecutionProvider, wasm-simd${threads > 1 ? "-threaded" : ""}`,
-        threads,
-        graph_optimization: "all",
-      },
+      observed,
     };
   };
 }

@@ -1,6 +1,6 @@
 // The edgekd runner in a browser: opens one model on one runtime, and times it. See runtimes/README.md for the wire.
 //
-// The host calls `edgekd.answer(line)` for the job and, in the phase `time`, for every request; it answers
+// The host calls `edgekd.answer(line)` for the job and, in the phases `time` and `write`, for every request; it answers
 // `{line, code}`: a document, and the exit code once the runner has ended (null while it stays). The runtime and the timed
 // loop run on the page, not in a worker: LiteRT.js loads its WebAssembly by a <script>, which a module worker has not.
 //
@@ -16,6 +16,7 @@
 import { RunnerError } from "./values.mjs";
 import * as litert from "./litert.mjs";
 import * as onnx from "./onnx.mjs";
+import { WRITERS } from "./writers.mjs";
 
 const SCHEMA = "edgekd/runner/1";
 const VERSION = "1";
@@ -67,6 +68,18 @@ function writtenBytes() {
   return pages * 4096;
 }
 
+function memoryAbove(before) {
+  const after = writtenBytes();
+  return {
+    baseline_bytes: before,
+    peak_bytes: after,
+    peak_above_bytes: after - before,
+    peak_reset: false,
+    anonymous_above_bytes: after - before,
+    file_above_bytes: 0,
+  };
+}
+
 // --- checks: an unknown or missing field, or a value of the wrong type, is refused ---
 
 const whole = (least) => (value) => Number.isSafeInteger(value) && value >= least;
@@ -107,7 +120,9 @@ const REQUESTS = {
   outputs: { rows },
   profile: { rows, runs: whole(1) },
 };
-const PHASES = ["describe", "load", "memory", "outputs", "time"];
+const WRITING = { read: { ids: listOf(whole(0), 1) }, write: { ids: listOf(whole(0), 1), count: whole(1) }, memory: {} };
+const PHASES = ["describe", "load", "memory", "outputs", "time", "write"];
+const CONTEXT = 1024; // tokens that a cache holds, where the job does not say
 
 /** Refuse `document` unless it has all `required` fields and no others than these and `optional`. */
 function fields(document, required, optional = {}) {
@@ -136,20 +151,25 @@ function parsed(line) {
 /** The job with defaults filled in. */
 function checked(document) {
   const { rows: ofRows, ...always } = JOB;
-  fields(document, document.phase === "describe" ? always : JOB, OPTIONAL);
+  const writes = document.phase === "write";
+  const optional = writes ? { context: whole(1), cpu_affinity: OPTIONAL.cpu_affinity } : OPTIONAL;
+  fields(document, writes || document.phase === "describe" ? always : JOB, optional);
   const job = {
     signature: ["input_ids", "attention_mask"].map((name) => ({ name, dtype: "int64" })),
     fixed_lengths: [],
     pad_id: 0,
     cpu_affinity: null,
     runs: 20,
+    ...(writes ? { context: CONTEXT } : {}),
     ...document,
   };
   if (!PHASES.includes(job.phase)) throw new RunnerError("job", `unknown phase '${job.phase}' (known: ${PHASES.join(", ")})`);
   const strange = job.signature.find((one) => !DTYPES.includes(one.dtype));
   if (strange) throw new RunnerError("job", `unknown dtype: ${strange.dtype} (known: ${DTYPES.join(", ")})`);
-  if (!Object.hasOwn(RUNTIMES, job.runtime)) {
-    throw new RunnerError("unavailable", `no runtime '${job.runtime}' in a browser (known: ${Object.keys(RUNTIMES).join(", ")})`);
+  const known = writes ? WRITERS : RUNTIMES;
+  if (!Object.hasOwn(known, job.runtime)) {
+    const doing = writes ? "writes text in a browser" : "in a browser";
+    throw new RunnerError("unavailable", `no runtime '${job.runtime}' ${doing} (known: ${Object.keys(known).join(", ")})`);
   }
   if (job.cpu_affinity !== null) throw new RunnerError("unavailable", "a page cannot choose its processors (cpu_affinity)");
   return job;
@@ -218,8 +238,10 @@ function clockResolution() {
   return ns(least);
 }
 
-async function bytesOf(place) {
+/** A pushed file; null where it is missing and `optional`. */
+async function bytesOf(place, optional = false) {
   const response = await fetch(new URL(`./files/${place.split("/").map(encodeURIComponent).join("/")}`, import.meta.url), { cache: "no-store" });
+  if (!response.ok && optional) return null;
   if (!response.ok) throw new RunnerError("job", `no such model file: ${place}`);
   return new Uint8Array(await response.arrayBuffer());
 }
@@ -254,14 +276,9 @@ async function run(job) {
       runtime: job.runtime,
       versions,
       ...model.observed,
-      cpu_affinity: null,
       tokens: [],
       fetch_ns: ns(fetched - asked),
-      clock_resolution_ns: clockResolution(),
-      cross_origin_isolated: globalThis.crossOriginIsolated,
-      user_agent: navigator.userAgent,
-      hardware_concurrency: navigator.hardwareConcurrency,
-      where: "page",
+      ...thePage(),
     },
   };
   if (job.phase === "describe") return { model, answer: { ...answer, inputs: model.inputs } };
@@ -272,22 +289,22 @@ async function run(job) {
   answer.first_inference_ns = ns(clock() - first);
   if (job.phase === "memory") {
     for (let at = 0; at < job.runs; at += 1) await model.call(inputs[at % inputs.length]);
-    const after = writtenBytes();
-    answer.memory = {
-      baseline_bytes: before,
-      peak_bytes: after,
-      peak_above_bytes: after - before,
-      peak_reset: false,
-      anonymous_above_bytes: after - before,
-      file_above_bytes: 0,
-      runs: job.runs,
-    };
+    answer.memory = { ...memoryAbove(before), runs: job.runs };
     Object.assign(answer.observed, await pageMemory());
   }
   inputs.forEach(model.release);
   if (job.phase === "outputs") answer.logits = await outputsOf(job, model, job.rows);
   return { model, answer };
 }
+
+const thePage = () => ({
+  cpu_affinity: null,
+  clock_resolution_ns: clockResolution(),
+  cross_origin_isolated: globalThis.crossOriginIsolated,
+  user_agent: navigator.userAgent,
+  hardware_concurrency: navigator.hardwareConcurrency,
+  where: "page",
+});
 
 /** Where the page was opened with `?page_memory`: all that it holds, as the browser counts; that takes about 20 s. */
 async function pageMemory() {
@@ -331,28 +348,79 @@ async function block(job, model, request) {
     tokens,
     samples_ns: samples.map(ns),
     warmup: { runs: warm, seconds: (start - began) / 1000 },
-    wall_ns: ns(wall),
-    cpu_ns: null,
-    machine_busy_ns: null,
-    cpus: navigator.hardwareConcurrency,
+    ...spent(wall),
     energy: null,
   };
 }
 
-async function answerRequest({ job, model }, document) {
-  const { schema, request, ...rest } = document;
-  if (typeof request !== "string" || !Object.hasOwn(REQUESTS, request)) {
-    throw new RunnerError("job", `unknown request ${JSON.stringify(request)} (known: ${Object.keys(REQUESTS).join(", ")})`);
+const spent = (wall) => ({ wall_ns: ns(wall), cpu_ns: null, machine_busy_ns: null, cpus: navigator.hardwareConcurrency });
+
+/** Which of the `known` requests a document is; its fields are checked. */
+function kindOf({ schema, request, ...rest }, known) {
+  if (typeof request !== "string" || !Object.hasOwn(known, request)) {
+    throw new RunnerError("job", `unknown request ${JSON.stringify(request)} (known: ${Object.keys(known).join(", ")})`);
   }
-  fields(rest, REQUESTS[request]);
+  fields(rest, known[request]);
+  return request;
+}
+
+async function answerRequest({ job, model }, document) {
+  const request = kindOf(document, REQUESTS);
   if (request === "profile") throw new RunnerError("unavailable", `${job.runtime} has no profiler in a browser`);
   if (request === "block") return block(job, model, document);
   return { answer: "outputs", logits: await outputsOf(job, model, document.rows) };
 }
 
+// --- writing text ---
+
+async function openWriter(job) {
+  const { open, files, optional } = WRITERS[job.runtime];
+  const versions = await versionsOf(onnx.DISTRIBUTIONS);
+  const asked = clock();
+  const found = {};
+  for (const [name, place] of Object.entries(files(job))) found[name] = await bytesOf(place, optional.includes(name));
+  const fetched = clock();
+  const library = await onnx.library(job);
+  const opened = clock();
+  const before = writtenBytes();
+  const start = clock();
+  const writer = await open(library, job, found);
+  const loaded = clock();
+  const observed = {
+    runtime: job.runtime,
+    versions,
+    ...library.observed,
+    context: writer.context,
+    fetch_ns: ns(fetched - asked),
+    ...thePage(),
+  };
+  return { writer, before, answer: { import_ns: ns(opened - fetched), load_ns: ns(loaded - start), observed } };
+}
+
+async function answerWriting({ writer, before }, document) {
+  const request = kindOf(document, WRITING);
+  if (request === "memory") return { answer: "memory", memory: memoryAbove(before) };
+  const { ids, count = 0 } = document;
+  if (ids.length + count > writer.context) throw new RunnerError("job", `${ids.length + count} tokens; the cache holds ${writer.context}`);
+  const began = clock();
+  let token = await writer.read(ids);
+  const first = clock() - began;
+  const samples = [];
+  const tokens = [];
+  for (let at = 0; at < count; at += 1) {
+    tokens.push(token);
+    const start = clock();
+    token = await writer.feed(token);
+    samples.push(ns(clock() - start));
+  }
+  const told = spent(clock() - began);
+  if (request === "read") return { answer: "read", samples_ns: [ns(first)], token, ...told };
+  return { answer: "write", first_ns: ns(first), samples_ns: samples, tokens, ...told };
+}
+
 // --- the wire ---
 
-let staying = null; // {job, model} in the phase `time`
+let staying = null; // what answers requests, in the phases `time` and `write`
 
 function errorOf(error) {
   if (error instanceof RunnerError) return { kind: error.kind, message: error.message };
@@ -364,10 +432,11 @@ async function answer(line) {
   const document = (fieldsOfAnswer) => JSON.stringify({ schema: SCHEMA, version: VERSION, ...fieldsOfAnswer });
   try {
     const asked = parsed(line);
-    if (staying) return { line: document(await answerRequest(staying, asked)), code: null };
+    if (staying) return { line: document(await staying(asked)), code: null };
     const job = checked(asked);
-    const found = await run(job);
-    if (job.phase === "time") staying = { job, model: found.model };
+    const found = job.phase === "write" ? await openWriter(job) : await run(job);
+    if (job.phase === "time") staying = (request) => answerRequest({ job, model: found.model }, request);
+    if (job.phase === "write") staying = (request) => answerWriting(found, request);
     return { line: document({ phase: job.phase, ...found.answer }), code: staying ? null : 0 };
   } catch (error) {
     if (!(error instanceof RunnerError)) console.error(error);

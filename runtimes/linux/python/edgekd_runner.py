@@ -1,8 +1,9 @@
 """The edgekd runner for any machine with Python: opens one model on one runtime, and times it.
 
 A single file that imports nothing from edgekd, so that it can be copied to a device: it needs the standard
-library, numpy and the runtime. It reads ONE job as a line of JSON on stdin and writes ONE JSON document as the
-last line of stdout (in the phase ``time`` one more for each request); both carry ``"schema": "edgekd/runner/1"``.
+library, numpy and the runtime; to write text, ``edgekd_writers.py`` beside it. It reads ONE job as a line of JSON on
+stdin and writes ONE JSON document as the last line of stdout (in the phases ``time`` and ``write`` one more for each
+request); both carry ``"schema": "edgekd/runner/1"``.
 Whatever else a vendor prints to stdout is sent to stderr. Exit code 0 and a document without ``error``, or exit
 code 1 and a document with ``{"error": {"kind", "message"}}``, kind being ``job`` (the job is wrong),
 ``unavailable`` (no such runtime here) or ``failed`` (it did not run).
@@ -35,7 +36,7 @@ Whole = dict[str, list[Any]]  # the same as the model takes it: padded, with the
 
 SCHEMA = "edgekd/runner/1"
 VERSION = "1"
-PHASES = ("describe", "load", "memory", "outputs", "time")
+PHASES = ("describe", "load", "memory", "outputs", "time", "write")
 SYSFS = Path(os.environ.get("EDGEKD_SYSFS", "/sys"))  # a test gives another folder
 DTYPES = {"int64", "int32", "float32"}
 
@@ -77,9 +78,9 @@ def int8_products_saturate() -> bool:
     return not flags & {"avx512_vnni", "avx_vnni"}
 
 
-def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
-    runtime = _require("onnxruntime", "onnxruntime")
-    np = _require("numpy", "numpy")
+def onnx_options(job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """onnxruntime's SessionOptions for a job, and what is worth telling of them."""
+    runtime = require("onnxruntime", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
@@ -87,6 +88,13 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
     options.log_severity_level = 3
     exact = "1" if int8_products_saturate() else "0"
     options.add_session_config_entry("session.x64quantprecision", exact)
+    return options, {"inter_op_threads": 1, "graph_optimization": "all", "x64quantprecision": exact}
+
+
+def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
+    runtime = require("onnxruntime", "onnxruntime")
+    np = require("numpy", "numpy")
+    options, told = onnx_options(job)
 
     def load() -> Model:
         session = runtime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
@@ -107,9 +115,7 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Model]:
             observed={
                 "backend": session.get_providers()[0],
                 "threads": session.get_session_options().intra_op_num_threads,
-                "inter_op_threads": 1,
-                "graph_optimization": "all",
-                "x64quantprecision": exact,
+                **told,
             },
             describe=lambda: [
                 _described(one.name, np.dtype(kinds[one.name]).name, one.shape) for one in inputs_of_file
@@ -148,8 +154,8 @@ def _described(name: str, dtype: str, shape: Any) -> dict[str, Any]:
 
 
 def _litert(job: dict[str, Any]) -> Callable[[], Model]:
-    runtime = _require("ai_edge_litert.interpreter", "ai-edge-litert")
-    np = _require("numpy", "numpy")
+    runtime = require("ai_edge_litert.interpreter", "ai-edge-litert")
+    np = require("numpy", "numpy")
 
     def load() -> Model:
         interpreter = runtime.Interpreter(model_path=job["model"], num_threads=job["threads"])
@@ -190,7 +196,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Model]:
 
 def _litert_lengths(interpreter: Any, observed: dict[str, Any]) -> Model:
     """A file of several fixed lengths: a signature each, whose inputs have the row's names; a row runs in its own."""
-    np = _require("numpy", "numpy")
+    np = require("numpy", "numpy")
     runners = [interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()]
     details = [one.get_input_details() for one in runners]
     lengths = [next(int(one["shape"][1]) for one in some.values() if len(one["shape"]) == 2) for some in details]
@@ -253,8 +259,8 @@ def _in_order(job: dict[str, Any], details: list[dict[str, Any]]) -> list[tuple[
 
 
 def _executorch(job: dict[str, Any]) -> Callable[[], Model]:
-    torch = _require("torch", "torch")
-    runtime = _require("executorch.runtime", "executorch").Runtime.get()
+    torch = require("torch", "torch")
+    runtime = require("executorch.runtime", "executorch").Runtime.get()
     from executorch.extension.pybindings import portable_lib
 
     with contextlib.suppress(ImportError):
@@ -314,8 +320,8 @@ def _backends(path: str) -> str:
 
 def _openvino(job: dict[str, Any]) -> Callable[[], Model]:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # its maker is told nothing
-    runtime = _require("openvino", "openvino")
-    np = _require("numpy", "numpy")
+    runtime = require("openvino", "openvino")
+    np = require("numpy", "numpy")
     settings = {
         "INFERENCE_NUM_THREADS": job["threads"],
         "NUM_STREAMS": 1,
@@ -360,7 +366,7 @@ def _openvino(job: dict[str, Any]) -> Callable[[], Model]:
 
 
 def _torch(job: dict[str, Any]) -> Callable[[], Model]:
-    torch = _require("torch", "torch")
+    torch = require("torch", "torch")
     torch.set_num_threads(job["threads"])
     torch.set_grad_enabled(False)
     exported = job["model"].endswith(".pt2")
@@ -369,7 +375,7 @@ def _torch(job: dict[str, Any]) -> Callable[[], Model]:
         with contextlib.suppress(ImportError):
             import torch.ao.quantization.fx._decomposed  # registers quantize and dequantize
     else:
-        transformers = _require("transformers", "transformers")
+        transformers = require("transformers", "transformers")
         config = transformers.AutoConfig.from_pretrained(job["model"])
         if not config.architectures or not hasattr(transformers, config.architectures[0]):
             raise RunnerError("unavailable", f"transformers has no class for {config.architectures} of {job['model']}")
@@ -414,7 +420,8 @@ DISTRIBUTIONS = {
 }
 
 
-def _require(module: str, distribution: str) -> Any:
+def require(module: str, distribution: str) -> Any:
+    """The module; raises RunnerError where its distribution is not installed."""
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise RunnerError("unavailable", f"package '{distribution}' is not installed on the device")
     return importlib.import_module(module)
@@ -442,18 +449,21 @@ def check(job: Any) -> dict[str, Any]:
     """The job with defaults filled in; raises RunnerError of kind job."""
     if not isinstance(job, dict) or job.get("schema") != SCHEMA:
         raise RunnerError("job", f"not a job of schema {SCHEMA}")
+    writes = job.get("phase") == "write"
     required = {"schema", "phase", "runtime", "model", "threads"}
-    if job.get("phase") != "describe":
+    if job.get("phase") not in ("describe", "write"):
         required |= {"rows"}
-    _check_fields(job, required, set(OPTIONAL))
-    job = {**OPTIONAL, **job}
+    _check_fields(job, required, {"context", "cpu_affinity"} if writes else set(OPTIONAL))
+    job = {**OPTIONAL, **({"context": CONTEXT} if writes else {}), **job}
     if job["phase"] not in PHASES:
         raise RunnerError("job", f"unknown phase {job['phase']!r} (known: {', '.join(PHASES)})")
-    if not isinstance(job["runtime"], str) or job["runtime"] not in RUNTIMES:
-        raise RunnerError("unavailable", f"no runtime '{job['runtime']}' here (known: {', '.join(sorted(RUNTIMES))})")
+    known = _writers().WRITERS if writes else RUNTIMES
+    if not isinstance(job["runtime"], str) or job["runtime"] not in known:
+        doing = "writes text here" if writes else "here"
+        raise RunnerError("unavailable", f"no runtime '{job['runtime']}' {doing} (known: {', '.join(sorted(known))})")
     if not isinstance(job["model"], str) or not job["model"]:
         raise RunnerError("job", f"model is not the name of a file: {job['model']!r}")
-    for name in ("threads", "runs"):
+    for name in ("threads", "runs", *(["context"] if writes else [])):
         if not _whole(job[name], 1):
             raise RunnerError("job", f"{name} is not a positive whole number: {job[name]!r}")
     if not _whole(job["pad_id"]):
@@ -464,7 +474,7 @@ def check(job: Any) -> dict[str, Any]:
     if processors is not None and not (processors and _whole_list(processors, 0)):
         raise RunnerError("job", f"cpu_affinity is neither null nor a list of processors: {processors!r}")
     _check_signature(job["signature"])
-    if job["phase"] != "describe":
+    if "rows" in required:
         _check_rows(job["rows"], job["signature"])
     return job
 
@@ -583,14 +593,15 @@ def answers(job: dict[str, Any], model: Model, rows: list[Row]) -> list[Any]:
     ]
 
 
-def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """Load, first inference and what else the phase asks for: the model and the answer."""
+def _opened(job: dict[str, Any], runtimes: dict[str, Any], packages: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+    """What the job's runtime loads, the answer so far, and what tells the memory that it took since then."""
     if job["cpu_affinity"] is not None:
         os.sched_setaffinity(0, job["cpu_affinity"])
     began = time.perf_counter_ns()
-    load = RUNTIMES[job["runtime"]](job)
+    load = runtimes[job["runtime"]](job)
     imported = time.perf_counter_ns()
-    if not job["model"].endswith(".pt2") and job["runtime"] != "torch" and not Path(job["model"]).is_file():
+    folders = ("torch", "onnxruntime")  # whose model may be one, or a name
+    if not job["model"].endswith(".pt2") and job["runtime"] not in folders and not Path(job["model"]).is_file():
         raise RunnerError("job", f"no such model file: {job['model']}")
     reset = _reset_peak()
     before = _memory()
@@ -599,24 +610,30 @@ def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
     loaded = time.perf_counter_ns()
     observed = {
         "runtime": job["runtime"],
-        "versions": {name: _version(name) for name in DISTRIBUTIONS[job["runtime"]]},
+        "versions": {name: _version(name) for name in packages[job["runtime"]]},
         "python": sys.version.split()[0],
         "cpu_affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "tokens": [],
         **model.observed,
     }
-    answer: dict[str, Any] = {"import_ns": imported - began, "load_ns": loaded - start, "observed": observed}
+    answer = {"import_ns": imported - began, "load_ns": loaded - start, "observed": observed}
+    return model, answer, lambda: _above(before, _memory(), reset)
+
+
+def run(job: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """Load, first inference and what else the phase asks for: the model and the answer."""
+    model, answer, memory = _opened(job, RUNTIMES, DISTRIBUTIONS)
+    answer["observed"].setdefault("tokens", [])
     if job["phase"] == "describe":
         return model, answer | {"inputs": model.describe()}
     inputs, tokens = _prepared(job, model, job["rows"])
-    observed["tokens"] = sorted(set(tokens))
+    answer["observed"]["tokens"] = sorted(set(tokens))
     first = time.perf_counter_ns()
     model.call(inputs[0])
     answer["first_inference_ns"] = time.perf_counter_ns() - first
     if job["phase"] == "memory":
         for number in range(job["runs"]):
             model.call(inputs[number % len(inputs)])
-        answer["memory"] = _above(before, _memory(), reset) | {"runs": job["runs"]}
+        answer["memory"] = memory() | {"runs": job["runs"]}
     if job["phase"] == "outputs":
         answer["logits"] = answers(job, model, job["rows"])
     return model, answer
@@ -629,13 +646,19 @@ REQUESTS: dict[str, tuple[str, ...]] = {  # and what they need beside their rows
 }
 
 
-def answer_request(job: dict[str, Any], model: Model, request: Any) -> dict[str, Any]:
-    """Answer one line of a persistent worker."""
+def _kind(request: Any, known: Any) -> str:
+    """Which of the ``known`` requests it is."""
     if not isinstance(request, dict) or request.get("schema") != SCHEMA:
         raise RunnerError("job", f"not a request of schema {SCHEMA}")
     kind = request.get("request")
-    if not isinstance(kind, str) or kind not in REQUESTS:
-        raise RunnerError("job", f"unknown request {kind!r} (known: {', '.join(REQUESTS)})")
+    if not isinstance(kind, str) or kind not in known:
+        raise RunnerError("job", f"unknown request {kind!r} (known: {', '.join(known)})")
+    return kind
+
+
+def answer_request(job: dict[str, Any], model: Model, request: Any) -> dict[str, Any]:
+    """Answer one line of a persistent worker."""
+    kind = _kind(request, REQUESTS)
     _check_fields(request, {"schema", "request", "rows", *REQUESTS[kind]}, set())
     _check_rows(request["rows"], job["signature"])
     if kind == "outputs":
@@ -669,7 +692,8 @@ def _block(call: Callable[[Any], Any], inputs: list[Any], request: dict[str, Any
     gc.collect()
     gc.disable()
     energy = _energy()
-    busy, cpu, start = _machine_busy_ns(), time.process_time_ns(), clock()
+    spent = _spending()
+    start = clock()
     warmed = start - began
     needed = request["min_seconds"] * 1e9
     try:
@@ -684,17 +708,83 @@ def _block(call: Callable[[Any], Any], inputs: list[Any], request: dict[str, Any
                 break
     finally:
         gc.enable()
-    wall, cpu = clock() - start, time.process_time_ns() - cpu
-    after_busy, after_energy = _machine_busy_ns(), _energy()
+    took = spent()
     return {
         "samples_ns": samples,
         "warmup": {"runs": warm, "seconds": warmed / 1e9},
-        "wall_ns": wall,
-        "cpu_ns": cpu,
-        "machine_busy_ns": None if busy is None or after_busy is None else after_busy - busy,
-        "cpus": os.cpu_count(),
-        "energy": _spent(energy, after_energy, wall),
+        **took,
+        "energy": _spent(energy, _energy(), took["wall_ns"]),
     }
+
+
+def _spending() -> Callable[[], dict[str, Any]]:
+    """What tells the time that passed since now, and the processors' own, of this process and of all."""
+    busy, cpu, start = _machine_busy_ns(), time.process_time_ns(), time.perf_counter_ns()
+
+    def spent() -> dict[str, Any]:
+        wall, own, after = time.perf_counter_ns() - start, time.process_time_ns() - cpu, _machine_busy_ns()
+        all_of_them = None if busy is None or after is None else after - busy
+        return {"wall_ns": wall, "cpu_ns": own, "machine_busy_ns": all_of_them, "cpus": os.cpu_count()}
+
+    return spent
+
+
+# --- writing text ---
+
+
+CONTEXT = 1024  # tokens that a cache holds, where the job does not say
+WRITING = {"read": {"ids"}, "write": {"ids", "count"}, "memory": set()}  # requests, and what they need
+
+
+def _writers() -> Any:
+    """The writers of the file beside this one."""
+    folder = Path(__file__).absolute().parent  # where this file may be a link
+    if not (folder / "edgekd_writers.py").is_file():
+        raise RunnerError("unavailable", "edgekd_writers.py does not lie beside the runner")
+    sys.modules.setdefault("edgekd_runner", sys.modules[__name__])  # that is what they know it as
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return importlib.import_module("edgekd_writers")
+
+
+def open_writer(job: dict[str, Any]) -> tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]:
+    """What answers requests to write, and the answer to the job."""
+    known = _writers()
+    writer, answer, memory = _opened(job, known.WRITERS, known.DISTRIBUTIONS)
+    answer["observed"]["context"] = writer.context
+    gc.collect()
+    gc.disable()  # for good: to collect before each sample would empty the processor's caches
+    return lambda request: _written(writer, memory, request), answer
+
+
+def _written(writer: Any, memory: Callable[[], dict[str, Any]], request: Any) -> dict[str, Any]:
+    """Answer one request of the phase ``write``."""
+    kind = _kind(request, WRITING)
+    _check_fields(request, {"schema", "request", *WRITING[kind]}, set())
+    if kind == "memory":
+        return {"answer": "memory", "memory": memory()}
+    ids, count = request["ids"], request.get("count", 0)
+    if not ids or not _whole_list(ids, 0):
+        raise RunnerError("job", "ids is not a list of token ids")
+    if kind == "write" and not _whole(count, 1):
+        raise RunnerError("job", f"count is not a positive whole number: {count!r}")
+    if len(ids) + count > writer.context:
+        raise RunnerError("job", f"{len(ids) + count} tokens; the cache holds {writer.context}")
+    clock, samples, tokens = time.perf_counter_ns, [], []
+    spent = _spending()
+    writer.reset()
+    before = clock()
+    token = writer.feed(ids)
+    first = clock() - before
+    for _ in range(count):
+        tokens.append(token)
+        before = clock()
+        token = writer.feed([token])
+        samples.append(clock() - before)
+    took = spent()
+    if kind == "read":
+        return {"answer": "read", "samples_ns": [first], "token": token, **took}
+    return {"answer": "write", "first_ns": first, "samples_ns": samples, "tokens": tokens, **took}
 
 
 @dataclass(frozen=True)
@@ -805,7 +895,7 @@ def _version(distribution: str) -> str:
 
 
 def main() -> int:
-    """Read the job, answer it and, in the time phase, every request until stdin ends."""
+    """Read the job, answer it and, in the phases that stay, every request until stdin ends."""
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # vendors print to stdout; only documents may go there
 
@@ -815,11 +905,15 @@ def main() -> int:
 
     try:
         job = check(_parsed(sys.stdin.readline()))
-        model, answer = run(job)
+        if job["phase"] == "write":
+            respond, answer = open_writer(job)
+        else:
+            model, answer = run(job)
+            respond = lambda request: answer_request(job, model, request)  # noqa: E731
         send({"phase": job["phase"], **answer})
-        if job["phase"] == "time":
+        if job["phase"] in ("time", "write"):
             for line in sys.stdin:
-                send(answer_request(job, model, _parsed(line)))
+                send(respond(_parsed(line)))
     except RunnerError as error:
         send({"error": {"kind": error.kind, "message": str(error)}})
         return 1
