@@ -56,7 +56,7 @@ def build(runtime: str, arch: str, out: Path, packages: Path, *, force: bool = F
     json_package = fetch(JSON, arch, packages)
     package = fetch(RUNTIMES[runtime], arch, packages)
     ours = ("core.*", "engine.*", "machine.*", "writer.*", "CMakeLists.txt", "aarch64.cmake")
-    sources = [path for one in (*ours, f"{runtime}*.*", f"write_{runtime}.cc") for path in sorted(SOURCES.glob(one))]
+    sources = [path for one in (*ours, f"{runtime}*.*", f"write_{runtime}*.cc") for path in sorted(SOURCES.glob(one))]
     inputs = {
         "runtime": runtime,
         "arch": arch,
