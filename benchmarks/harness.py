@@ -123,7 +123,7 @@ def overhead(build: Path, runs: int = 200_000) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["-O3", "-std=c++17", '-DEDGEKD_RUNTIME="overhead"', *(f"-I{one}" for one in headers)]
         for sources, target in (
-            (("core.cc", "engine.cc"), ["-rdynamic", "-o", "runner"]),
+            (("core.cc", "engine.cc", "machine.cc"), ["-rdynamic", "-o", "runner"]),
             (("overhead.cc",), ["-shared", "-fPIC", "-o", "runtime.so"]),
         ):
             paths = [str(NATIVE / "native" / one) for one in sources]

@@ -55,8 +55,8 @@ def build(runtime: str, arch: str, out: Path, packages: Path, *, force: bool = F
     tools = _tools(arch)
     json_package = fetch(JSON, arch, packages)
     package = fetch(RUNTIMES[runtime], arch, packages)
-    sources = [SOURCES / name for name in ("core.cc", "engine.cc", "engine.hpp", "CMakeLists.txt", f"{runtime}.cc")]
-    sources += [path for path in (SOURCES / f"{runtime}_api.hpp", SOURCES / "aarch64.cmake") if path.is_file()]
+    ours = ("core.*", "engine.*", "machine.*", "writer.*", "CMakeLists.txt", "aarch64.cmake")
+    sources = [path for one in (*ours, f"{runtime}*.*", f"write_{runtime}*.cc") for path in sorted(SOURCES.glob(one))]
     inputs = {
         "runtime": runtime,
         "arch": arch,

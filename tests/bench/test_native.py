@@ -5,59 +5,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from _embedding_sum import BLOCK, TABLE_VC, logits_of, row, write_onnx, write_small
-
-from edgekd import registry
-from edgekd.bench import runners
+from _native import BUILD, OWN, Runner, build, caller, emulated_runner_of, runner_of
 
 SCHEMA = "edgekd/runner/1"
-BUILD = registry.folder("runtimes") / "linux" / "build.py"
-QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
-Runner = Callable[..., tuple[int, list[dict[str, Any]]]]
-
-
-def _build(runtime: str, arch: str) -> Path:
-    """The folder of a runner; skips where it cannot be built on this machine."""
-    command = [sys.executable, str(BUILD), "--arch", arch, "--runtime", runtime]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    if done.returncode != 0:
-        if any(
-            told in done.stderr for told in ("cannot be downloaded", "not on the PATH", "install", "is not built on")
-        ):
-            pytest.skip(done.stderr.strip())
-        raise AssertionError(done.stderr)
-    return runners.build_folder() / arch / runtime
-
-
-def _caller(*command: str, sysfs: Path | None = None) -> Runner:
-    def call(*lines: Any) -> tuple[int, list[dict[str, Any]]]:
-        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-        environment = os.environ | ({"EDGEKD_SYSFS": str(sysfs)} if sysfs else {})
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, env=environment)
-        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
-
-    return call
-
-
-def _native(runtime: str) -> Runner:
-    return _caller(str(_build(runtime, platform.machine().lower().replace("amd64", "x86_64")) / "runner"))
 
 
 @pytest.fixture(scope="session")
 def native() -> Runner:
     """The runner of ONNX Runtime for this machine."""
-    return _native("onnx")
+    return runner_of("onnx")
 
 
 def _without_rows(job: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +128,10 @@ def test_energy_is_read_where_the_machine_tells_it(
     """From a stand-in for /sys: counters that stand still, and a battery of 2 W."""
     command = [sys.executable, str(runner_file)]
     if which == "native":
-        command = [str(_build("onnx", platform.machine().lower().replace("amd64", "x86_64")) / "runner")]
+        command = [str(build("onnx", OWN) / "runner")]
 
     def energy() -> Any:
-        _, [_, block] = _caller(*command, sysfs=tmp_path)({**job, "phase": "time"}, BLOCK)
+        _, [_, block] = caller(*command, sysfs=tmp_path)({**job, "phase": "time"}, BLOCK)
         return block["energy"], block["wall_ns"]
 
     def write(folder: str, **values: str) -> None:
@@ -252,10 +217,10 @@ def test_both_refuse_the_same_requests(native: Runner, runner: Runner, job: dict
 
 
 def test_a_runner_without_its_library_says_so(native: Runner, job: dict[str, Any], tmp_path: Path) -> None:
-    folder = _build("onnx", platform.machine().lower().replace("amd64", "x86_64"))
+    folder = build("onnx", OWN)
     for name in ("runner", "runtime.so"):
         shutil.copy(folder / name, tmp_path / name)
-    code, [found] = _caller(str(tmp_path / "runner"))(job)
+    code, [found] = caller(str(tmp_path / "runner"))(job)
     assert code == 1 and found["error"]["kind"] == "unavailable" and "libonnxruntime" in found["error"]["message"]
 
 
@@ -266,15 +231,14 @@ def test_cpu_affinity_is_obeyed_and_reported(native: Runner, job: dict[str, Any]
 
 
 def test_what_is_built_says_what_it_is_and_is_not_built_again(native: Runner) -> None:
-    arch = platform.machine().lower().replace("amd64", "x86_64")
-    folder = _build("onnx", arch)
+    folder = build("onnx", OWN)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["inputs"]["packages"]["onnxruntime"]["version"]
     assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     done = subprocess.run(
-        [sys.executable, str(BUILD), "--runtime", "onnx", "--arch", arch], capture_output=True, text=True, timeout=300
+        [sys.executable, str(BUILD), "--runtime", "onnx", "--arch", OWN], capture_output=True, text=True, timeout=300
     )
-    assert done.stdout == f"{arch} onnx: unchanged\n"
+    assert done.stdout == f"{OWN} onnx: unchanged\n"
     assert str(BUILD.parent).encode() not in (folder / "runtime.so").read_bytes() + (folder / "runner").read_bytes()
 
 
@@ -345,7 +309,7 @@ def tiny_executorch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.mark.slow
 def test_litert_answers_as_the_python_runner(runner: Runner, job: dict[str, Any], tiny_litert: dict[str, Path]) -> None:
-    native = _native("litert")
+    native = runner_of("litert")
     for name, lengths in (("one", [8]), ("two", [2, 8])):
         asked = {**job, "runtime": "litert", "model": str(tiny_litert[name]), "fixed_lengths": lengths, "pad_id": 49}
         assert len(_same(native, runner, asked)) == 2
@@ -364,7 +328,7 @@ def test_litert_answers_as_the_python_runner(runner: Runner, job: dict[str, Any]
 def test_executorch_answers_as_the_python_runner(
     runner: Runner, job: dict[str, Any], tiny_executorch: dict[str, Path]
 ) -> None:
-    native = _native("executorch")
+    native = runner_of("executorch")
     for path in tiny_executorch.values():
         asked = {**job, "runtime": "executorch", "model": str(path), "fixed_lengths": [8], "pad_id": 49}
         assert len(_same(native, runner, asked)) == 2
@@ -379,13 +343,7 @@ def test_executorch_answers_as_the_python_runner(
 @pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
 def test_the_aarch64_build_answers_the_same(runtime: str, job: dict[str, Any], tmp_path: Path, request: Any) -> None:
     """Under an emulator; of floats the last bits may differ between processors."""
-    if platform.machine() == "aarch64":
-        pytest.skip("this machine is aarch64 itself")
-    if QEMU is None:
-        pytest.skip("no qemu-aarch64 on the PATH and no EDGEKD_QEMU (10 or later; 7.2 crashes in ONNX Runtime)")
-    if not SYSROOT.is_dir():
-        pytest.skip(f"no {SYSROOT}: apt-get install g++-aarch64-linux-gnu")
-    folder = _build(runtime, "aarch64")
+    emulated = emulated_runner_of(runtime)
     if runtime == "onnx":
         path = tmp_path / "model.onnx"
         write_onnx(path)
@@ -393,10 +351,7 @@ def test_the_aarch64_build_answers_the_same(runtime: str, job: dict[str, Any], t
         made = request.getfixturevalue(f"tiny_{runtime}")
         path = made["one" if runtime == "litert" else "portable"]
     asked = {**job, "runtime": runtime, "model": str(path), "fixed_lengths": [8], "pad_id": 49}
-    emulated = _caller(QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT), str(folder / "runner"))
-    (code, [found]), (_, [expected]) = emulated(asked), _native(runtime)(asked)
-    if code < 0:
-        pytest.skip(f"{QEMU} ended with signal {-code}: qemu 10 or later is needed")
+    (code, [found]), (_, [expected]) = emulated(asked), runner_of(runtime)(asked)
     assert code == 0, found
     np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
 

@@ -1,32 +1,27 @@
-// The runner: the wire, the phases, the timed loop, and what the kernel tells.
+// The runner: the wire, the phases and the timed loops.
 //
-// `runner` is this file and engine.cc. It opens `runtime.so`, which lies beside it and is one of onnx.cc, litert.cc and
-// executorch.cc with the vendor's libraries: so opening a runtime can be timed, and a runtime that cannot be opened is an
-// answer. The wire is described in runtimes/README.md; the behaviour is that of linux/python/edgekd_runner.py.
+// `runner` is this file, engine.cc and machine.cc. It opens `runtime.so`, which lies beside it and is one of onnx.cc,
+// litert.cc and executorch.cc (and of the files write_*.cc) with the vendor's libraries: so opening a runtime can be timed,
+// and a runtime that cannot be opened is an answer. The wire is described in runtimes/README.md; the behaviour is that of linux/python/edgekd_runner.py.
 #include "engine.hpp"
+#include "machine.hpp"
+#include "writer.hpp"
 
-#include <dirent.h>
 #include <dlfcn.h>
-#include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
-#include <fstream>
 #include <initializer_list>
 #include <iostream>
 #include <map>
 #include <optional>
 #include <set>
-#include <sstream>
 
 namespace edgekd::engine {
 
@@ -34,17 +29,6 @@ namespace {
 
 constexpr const char* kSchema = "edgekd/runner/1";
 constexpr const char* kVersion = "1";
-
-int64_t clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-int64_t process_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-}
 
 [[noreturn]] void refuse(const std::string& message) { throw RunnerError("job", message); }
 
@@ -60,6 +44,7 @@ std::string joined(const std::vector<std::string>& names) {
 struct Asked : Job {
   std::vector<int> cpu_affinity;  // empty: any
   int runs = 20;
+  int context = 1024;
   json rows;
 };
 
@@ -167,12 +152,14 @@ std::vector<Row> read_rows(const json& rows, const Job& job) {
 
 Asked checked(const json& job, const std::string& runtime) {
   if (!job.is_object() || job.value("schema", json()) != json(kSchema)) refuse(std::string("not a job of schema ") + kSchema);
-  const bool describes = job.value("phase", json()) == json("describe");
+  const json phase = job.value("phase", json());
+  const bool writes = phase == json("write"), takes_rows = !writes && phase != json("describe");
   std::set<std::string> required{"schema", "phase", "runtime", "model", "threads"};
-  if (!describes) required.insert("rows");
-  check_fields(job, required, {"signature", "fixed_lengths", "pad_id", "cpu_affinity", "runs"});
+  if (takes_rows) required.insert("rows");
+  const std::set<std::string> others{"signature", "fixed_lengths", "pad_id", "cpu_affinity", "runs"};
+  check_fields(job, required, writes ? std::set<std::string>{"cpu_affinity", "context"} : others);
   Asked found;
-  const std::vector<std::string> phases{"describe", "load", "memory", "outputs", "time"};
+  const std::vector<std::string> phases{"describe", "load", "memory", "outputs", "time", "write"};
   if (std::find(phases.begin(), phases.end(), job["phase"]) == phases.end()) {
     refuse("unknown phase " + job["phase"].dump() + " (known: " + joined(phases) + ")");
   }
@@ -188,6 +175,7 @@ Asked checked(const json& job, const std::string& runtime) {
   found.model = job["model"];
   found.threads = positive(job, "threads");
   if (job.contains("runs")) found.runs = positive(job, "runs");
+  if (job.contains("context")) found.context = positive(job, "context");
   if (job.contains("pad_id")) {
     if (!is_whole(job["pad_id"])) refuse("pad_id is not a whole number: " + job["pad_id"].dump());
     found.pad_id = job["pad_id"];
@@ -211,159 +199,9 @@ Asked checked(const json& job, const std::string& runtime) {
   found.signature = job.contains("signature")
                         ? signature_of(job["signature"])
                         : std::vector<Input>{{"input_ids", Dtype::int64, {}}, {"attention_mask", Dtype::int64, {}}};
-  if (!describes) {
+  if (takes_rows) {
     found.rows = job["rows"];
     read_rows(found.rows, found);
-  }
-  return found;
-}
-
-// --- what the kernel tells ---
-
-std::string text_of(const std::string& path) {
-  std::ifstream file(path);
-  std::stringstream content;
-  content << file.rdbuf();
-  std::string text = file ? content.str() : "";
-  while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
-  return text;
-}
-
-std::optional<int64_t> number_of(const std::string& path) {
-  const std::string text = text_of(path);
-  char* end = nullptr;
-  const int64_t value = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || *end != '\0') return std::nullopt;
-  return value;
-}
-
-std::vector<std::string> folders_in(const std::string& path) {
-  std::vector<std::string> found;
-  if (DIR* folder = opendir(path.c_str())) {
-    while (const dirent* entry = readdir(folder)) {
-      if (entry->d_name[0] != '.') found.push_back(path + "/" + entry->d_name);
-    }
-    closedir(folder);
-  }
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
-// Processor time of all processes (and time stolen by other guests) since boot, proc(5).
-std::optional<int64_t> machine_busy_ns() {
-  std::ifstream file("/proc/stat");
-  std::string label;
-  int64_t user, nice, system, idle, iowait, irq, softirq, steal;
-  if (!(file >> label >> user >> nice >> system >> idle >> iowait >> irq >> softirq >> steal)) return std::nullopt;
-  return (user + nice + system + irq + softirq + steal) * (1'000'000'000 / sysconf(_SC_CLK_TCK));
-}
-
-// Resets VmHWM to the present resident size: proc(5), writing 5 to clear_refs.
-bool reset_peak() {
-  std::ofstream file("/proc/self/clear_refs");
-  return static_cast<bool>(file << "5" << std::flush);
-}
-
-// Bytes of VmRSS, VmHWM, RssAnon and RssFile.
-std::map<std::string, int64_t> memory() {
-  std::map<std::string, int64_t> found;
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);) {
-    const auto colon = line.find(':');
-    if (colon == std::string::npos) continue;
-    const std::string name = line.substr(0, colon);
-    if (name == "VmRSS" || name == "VmHWM" || name == "RssAnon" || name == "RssFile") {
-      found[name] = std::strtoll(line.c_str() + colon + 1, nullptr, 10) * 1024;
-    }
-  }
-  if (!found.count("VmRSS") || !found.count("VmHWM")) {
-    throw RunnerError("failed", "the kernel does not tell the resident memory (/proc/self/status)");
-  }
-  return found;
-}
-
-json above(const std::map<std::string, int64_t>& before, const std::map<std::string, int64_t>& after, bool reset) {
-  const int64_t baseline = before.at("VmRSS");
-  json found{{"baseline_bytes", baseline},
-             {"peak_bytes", after.at("VmHWM")},
-             {"peak_above_bytes", std::max<int64_t>(0, after.at("VmHWM") - baseline)},
-             {"peak_reset", reset}};
-  for (const auto& [name, key] : {std::pair{"RssAnon", "anonymous_above_bytes"}, {"RssFile", "file_above_bytes"}}) {
-    if (after.count(name) && before.count(name)) found[key] = after.at(name) - before.at(name);
-  }
-  return found;
-}
-
-// A reading: of RAPL's counters in microjoules with the value each wraps at, or of a battery's power in watts.
-struct Energy {
-  std::string source;
-  std::map<std::string, std::pair<int64_t, int64_t>> counters;
-  double watts = 0;
-};
-
-// RAPL's packages (readable by root on most kernels), or a battery that discharges, or nothing.
-std::optional<Energy> energy() {
-  const char* given = std::getenv("EDGEKD_SYSFS");  // a test gives another folder
-  const std::string sysfs = given != nullptr ? given : "/sys";
-  Energy found;
-  for (const auto& zone : folders_in(sysfs + "/class/powercap")) {
-    if (text_of(zone + "/name").rfind("package", 0) != 0) continue;  // its parts are counted in it
-    const auto value = number_of(zone + "/energy_uj"), wraps = number_of(zone + "/max_energy_range_uj");
-    if (value && wraps) found.counters[zone] = {*value, *wraps};
-  }
-  if (!found.counters.empty()) {
-    found.source = "rapl";
-    return found;
-  }
-  for (const auto& battery : folders_in(sysfs + "/class/power_supply")) {
-    if (text_of(battery + "/status") != "Discharging") continue;
-    const auto microamperes = number_of(battery + "/current_now"), microvolts = number_of(battery + "/voltage_now");
-    if (!microamperes || !microvolts) continue;
-    found.source = "battery";
-    found.watts = std::abs(static_cast<double>(*microamperes)) * static_cast<double>(*microvolts) / 1e12;
-    return found;
-  }
-  return std::nullopt;
-}
-
-// Microjoules between two readings; of a battery, the mean of the two powers times the time.
-json spent(const std::optional<Energy>& before, const std::optional<Energy>& after, int64_t wall_ns) {
-  if (!before || !after || before->source != after->source || before->counters.size() != after->counters.size()) {
-    return nullptr;
-  }
-  if (before->source == "battery") {
-    const double uj = (before->watts + after->watts) / 2 * static_cast<double>(wall_ns) / 1e3;
-    return {{"source", "battery"}, {"uj", std::llround(uj)}};
-  }
-  int64_t uj = 0;
-  for (const auto& [name, reading] : after->counters) {
-    const auto start = before->counters.find(name);
-    if (start == before->counters.end()) return nullptr;
-    const int64_t difference = reading.first - start->second.first;
-    uj += difference >= 0 ? difference : difference + reading.second;
-  }
-  return {{"source", "rapl"}, {"uj", uj}};
-}
-
-void stay_on(const std::vector<int>& processors) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  for (const int one : processors) {
-    if (one >= CPU_SETSIZE) refuse("cpu_affinity: there is no processor " + std::to_string(one));
-    CPU_SET(one, &set);
-  }
-  if (sched_setaffinity(0, sizeof set, &set) != 0) {
-    throw RunnerError("failed", std::string("cpu_affinity: ") + std::strerror(errno));
-  }
-}
-
-json affinity() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return nullptr;
-  json found = json::array();
-  for (int one = 0; one < CPU_SETSIZE; ++one) {
-    if (CPU_ISSET(one, &set)) found.push_back(one);
   }
   return found;
 }
@@ -462,12 +300,16 @@ json block(Model& model, Batch& batch, const json& request) {
           {"energy", spent(before_energy, after_energy, wall)}};
 }
 
-json answer_request(const Job& job, Model& model, const json& request) {
+json asked_of(const json& request) {
   if (!request.is_object() || request.value("schema", json()) != json(kSchema)) {
     refuse(std::string("not a request of schema ") + kSchema);
   }
+  return request.value("request", json());
+}
+
+json answer_request(const Job& job, Model& model, const json& request) {
   const std::vector<std::string> numbers{"warmup_runs", "warmup_seconds", "min_runs", "min_seconds", "max_seconds"};
-  const json asked = request.value("request", json());
+  const json asked = asked_of(request);
   std::set<std::string> fields{"schema", "request", "rows"};
   if (asked == json("block")) {
     fields.insert(numbers.begin(), numbers.end());
@@ -490,6 +332,77 @@ json answer_request(const Job& job, Model& model, const json& request) {
   }
   Batch batch = prepared(job, model, request["rows"]);
   return block(model, batch, request);
+}
+
+// --- writing ---
+
+// The memory before a student was opened, and whether its peak was reset then.
+struct Baseline {
+  bool reset = reset_peak();
+  std::map<std::string, int64_t> memory = engine::memory();
+};
+
+std::unique_ptr<Writer> open_writer(const Asked& job) {
+  auto* entry = reinterpret_cast<decltype(&edgekd_open_writer)>(dlsym(RTLD_DEFAULT, "edgekd_open_writer"));
+  if (entry == nullptr) throw RunnerError("unavailable", "this runner writes no text with " + job.runtime);
+  return std::unique_ptr<Writer>(entry(job, job.context));
+}
+
+// The prompt of a request; refuses one that does not fit with `count` more tokens, and ids that the student has not.
+std::vector<int64_t> prompt_of(const Writer& writer, const json& request, int64_t count) {
+  const json& given = request["ids"];
+  if (!is_whole_list(given, 0) || given.empty()) refuse("ids is not a list of token ids");
+  auto ids = given.get<std::vector<int64_t>>();
+  const int64_t most = *std::max_element(ids.begin(), ids.end()), all = static_cast<int64_t>(ids.size()) + count;
+  if (most >= writer.vocabulary) {
+    refuse("there is no token " + std::to_string(most) + "; the model has " + std::to_string(writer.vocabulary));
+  }
+  if (all > writer.context) {
+    refuse(std::to_string(all) + " tokens; the model's cache holds " + std::to_string(writer.context));
+  }
+  return ids;
+}
+
+json answer_writing(Writer& writer, const json& request, const Baseline& baseline) {
+  const json asked = asked_of(request);
+  const bool writes = asked == json("write");
+  if (asked == json("memory")) {
+    check_fields(request, {"schema", "request"}, {});
+    return {{"answer", "memory"}, {"memory", above(baseline.memory, memory(), baseline.reset)}};
+  }
+  if (!writes && asked != json("read")) refuse("unknown request " + asked.dump() + " (known: read, write, memory)");
+  std::set<std::string> fields{"schema", "request", "ids"};
+  if (writes) fields.insert("count");
+  check_fields(request, fields, {});
+  const int count = writes ? positive(request, "count") : 0;
+  const std::vector<int64_t> ids = prompt_of(writer, request, count);
+  std::vector<int64_t> samples, tokens;
+  samples.reserve(count);
+  tokens.reserve(count);
+  writer.reset();
+  const auto busy = machine_busy_ns();
+  const int64_t cpu = process_ns(), start = clock_ns();
+  int64_t next = writer.feed(ids.data(), static_cast<int64_t>(ids.size()));
+  const int64_t first = clock_ns() - start;
+  for (int number = 0; number < count; ++number) {
+    tokens.push_back(next);
+    const int64_t before = clock_ns();
+    next = writer.feed(&tokens.back(), 1);
+    samples.push_back(clock_ns() - before);
+  }
+  const int64_t wall = clock_ns() - start, used = process_ns() - cpu;
+  const auto busy_after = machine_busy_ns();
+  json answer{{"answer", asked},
+              {"wall_ns", wall},
+              {"cpu_ns", used},
+              {"machine_busy_ns", busy && busy_after ? json(*busy_after - *busy) : json(nullptr)},
+              {"cpus", sysconf(_SC_NPROCESSORS_ONLN)}};
+  if (writes) {
+    answer.update({{"first_ns", first}, {"samples_ns", samples}, {"tokens", tokens}});
+  } else {
+    answer.update({{"samples_ns", {first}}, {"token", next}});
+  }
+  return answer;
 }
 
 // --- the wire ---
@@ -562,18 +475,25 @@ int serve(Wire& wire) {
   const int64_t imported = clock_ns();
   struct stat status {};
   if (stat(job.model.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) refuse("no such model file: " + job.model);
-  const bool reset = reset_peak();
-  const auto before = memory();
+  const Baseline baseline;
+  json observed{
+      {"runtime", job.runtime}, {"versions", runtime.versions()}, {"runner", "native"}, {"cpu_affinity", affinity()}};
+  json answer{{"phase", job.phase}, {"import_ns", imported - began}};
   const int64_t start = clock_ns();
+  if (job.phase == "write") {
+    const std::unique_ptr<Writer> writer = open_writer(job);
+    answer["load_ns"] = clock_ns() - start;
+    observed["context"] = writer->context;
+    observed.update(writer->observed());
+    answer["observed"] = observed;
+    wire.send(answer);
+    while (std::getline(std::cin, line)) wire.send(answer_writing(*writer, parsed(line), baseline));
+    return 0;
+  }
   const std::unique_ptr<Model> model = runtime.load(job);
-  const int64_t loaded = clock_ns();
-  json observed{{"runtime", job.runtime},
-                {"versions", runtime.versions()},
-                {"runner", "native"},
-                {"cpu_affinity", affinity()},
-                {"tokens", json::array()}};
+  answer["load_ns"] = clock_ns() - start;
+  observed["tokens"] = json::array();
   observed.update(model->observed());
-  json answer{{"phase", job.phase}, {"import_ns", imported - began}, {"load_ns", loaded - start}};
   if (job.phase == "describe") {
     answer["inputs"] = json::array();
     for (const auto& one : model->describe()) {
@@ -587,7 +507,7 @@ int serve(Wire& wire) {
     answer["first_inference_ns"] = clock_ns() - first;
     if (job.phase == "memory") {
       for (int number = 0; number < job.runs; ++number) model->call(*batch.inputs[number % batch.inputs.size()]);
-      answer["memory"] = above(before, memory(), reset);
+      answer["memory"] = above(baseline.memory, memory(), baseline.reset);
       answer["memory"]["runs"] = job.runs;
     }
     if (job.phase == "outputs") answer["logits"] = answers(job, *model, job.rows);

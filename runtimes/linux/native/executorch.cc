@@ -1,40 +1,10 @@
 // ExecuTorch with its optimized and quantized kernels and XNNPACK. Timed: execute(), which copies the inputs into the
 // program's own memory and runs it; the Python runner's also copies the outputs.
 
-#include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor.h>
-
-#include <algorithm>
-#include <fstream>
-#include <iterator>
-
-#include "engine.hpp"
-
-// The package has this class in libexecutorch_threadpool.so, and no header of it. Only functions are called, on an object
-// that the library makes.
-namespace executorch::extension::threadpool {
-class ThreadPool {
- public:
-  bool _unsafe_reset_threadpool(uint32_t threads);
-  std::size_t get_thread_count() const;
-};
-ThreadPool* get_threadpool();
-}  // namespace executorch::extension::threadpool
+#include "executorch_session.hpp"
 
 namespace edgekd::engine {
 namespace {
-
-using executorch::aten::ScalarType;
-using executorch::extension::Module;
-using executorch::extension::TensorPtr;
-using executorch::extension::threadpool::get_threadpool;
-using executorch::runtime::Error;
-using executorch::runtime::EValue;
-
-void check(Error error, const std::string& what) {
-  if (error == Error::Ok) return;
-  throw RunnerError("failed", what + " gave ExecuTorch's error " + std::to_string(static_cast<int>(error)));
-}
 
 Dtype dtype_of_scalar(ScalarType type) {
   switch (type) {
@@ -49,18 +19,6 @@ Dtype dtype_of_scalar(ScalarType type) {
 
 ScalarType scalar_of(Dtype dtype) {
   return dtype == Dtype::int64 ? ScalarType::Long : dtype == Dtype::int32 ? ScalarType::Int : ScalarType::Float;
-}
-
-// The delegates a .pte names; the file holds their ids as plain text.
-std::string backends(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  std::string found;
-  for (const char* name :
-       {"XnnpackBackend", "QnnBackend", "VulkanBackend", "CoreMLBackend", "OpenvinoBackend", "VgfBackend"}) {
-    if (content.find(name) != std::string::npos) found += (found.empty() ? "" : ", ") + std::string(name);
-  }
-  return found.empty() ? "portable kernels" : found;
 }
 
 struct ExecuTorchInputs : Prepared {
@@ -144,9 +102,7 @@ class ExecuTorchRuntime : public Runtime {
   const char* name() override { return "executorch"; }
   json versions() override { return {{"executorch", EDGEKD_RUNTIME_VERSION}}; }
   std::unique_ptr<Model> load(const Job& job) override {
-    if (!get_threadpool()->_unsafe_reset_threadpool(static_cast<uint32_t>(job.threads))) {
-      throw RunnerError("failed", "ExecuTorch's thread pool cannot be set to " + std::to_string(job.threads));
-    }
+    set_threads(job.threads);
     return std::make_unique<ExecuTorchModel>(job);
   }
 };

@@ -1,4 +1,4 @@
-// The part of LiteRT's C API that litert.cc calls, declared by itself: the published package holds the library and no
+// The part of LiteRT's C API that is called here, declared by itself: the published package holds the library and no
 // headers. Names, types and numbers are those of litert/c/*.h of the version that build.py pins, (c) Google LLC,
 // Apache-2.0. The API still changes between versions (LiteRtCreateModelFromFile took no environment before 2.2), so the
 // pinned library and this page go together.
@@ -85,6 +85,8 @@ LiteRtStatus LiteRtGetSignatureSubgraph(LiteRtSignature, LiteRtSubgraph*);
 LiteRtStatus LiteRtGetNumSignatureInputs(LiteRtSignature, LiteRtParamIndex*);
 LiteRtStatus LiteRtGetNumSignatureOutputs(LiteRtSignature, LiteRtParamIndex*);
 LiteRtStatus LiteRtGetSignatureInputName(LiteRtSignature, LiteRtParamIndex, const char**);
+LiteRtStatus LiteRtGetSignatureKey(LiteRtSignature, const char**);
+LiteRtStatus LiteRtGetSignatureOutputName(LiteRtSignature, LiteRtParamIndex, const char**);
 LiteRtStatus LiteRtGetSignatureInputTensorByIndex(LiteRtSignature, LiteRtParamIndex, LiteRtTensor*);
 LiteRtStatus LiteRtGetSignatureOutputTensorByIndex(LiteRtSignature, LiteRtParamIndex, LiteRtTensor*);
 LiteRtStatus LiteRtGetSubgraphOutput(LiteRtSubgraph, LiteRtParamIndex, LiteRtTensor*);

@@ -8,67 +8,11 @@
 #include <cmath>
 #include <fstream>
 #include <map>
-#include <set>
-#include <sstream>
 
-#include "engine.hpp"
-#include "onnx_api.hpp"
+#include "onnx_session.hpp"
 
 namespace edgekd::engine {
 namespace {
-
-const OrtFunctions& ort() {
-  static const OrtFunctions functions = [] {
-    const void* const* table = OrtGetApiBase()->GetApi(kOrtApiVersion);
-    if (table == nullptr) throw RunnerError("unavailable", "this ONNX Runtime is older than its API version 11");
-    return OrtFunctions(table);
-  }();
-  return functions;
-}
-
-void check(OrtStatus* status) {
-  if (status == nullptr) return;
-  const std::string message = ort().GetErrorMessage(status);
-  ort().ReleaseStatus(status);
-  throw RunnerError("failed", message);
-}
-
-// Whether the default uint8 x int8 product overflows 16 bits here: an x86 processor without VNNI.
-bool int8_products_saturate() {
-#if defined(__x86_64__)
-  std::ifstream file("/proc/cpuinfo");
-  if (!file) return true;  // not known: rather slow than wrong
-  for (std::string word; file >> word;) {
-    if (word == "avx512_vnni" || word == "avx_vnni") return false;
-  }
-  return true;
-#else
-  return false;
-#endif
-}
-
-Dtype dtype_of_element(int type) {
-  switch (type) {
-    case kOrtInt64: return Dtype::int64;
-    case kOrtInt32: return Dtype::int32;
-    case kOrtFloat: return Dtype::float32;
-    case kOrtInt8: return Dtype::int8;
-    case kOrtUint8: return Dtype::uint8;
-    default: return Dtype::other;
-  }
-}
-
-int element_of(Dtype dtype) {
-  return dtype == Dtype::int64 ? kOrtInt64 : dtype == Dtype::int32 ? kOrtInt32 : kOrtFloat;
-}
-
-std::vector<int64_t> shape_of(const OrtTensorTypeAndShapeInfo* info) {
-  std::size_t rank = 0;
-  check(ort().GetDimensionsCount(info, &rank));
-  std::vector<int64_t> shape(rank);
-  check(ort().GetDimensions(info, shape.data(), rank));
-  return shape;
-}
 
 struct OnnxInputs : Prepared {
   std::vector<std::vector<std::byte>> bytes;
@@ -81,25 +25,22 @@ struct OnnxInputs : Prepared {
 
 class OnnxModel : public Model {
  public:
-  OnnxModel(const OrtEnv* env, const Job& job) : env_(env), job_(job), exact_(int8_products_saturate() ? "1" : "0") {
-    check(ort().GetAllocatorWithDefaultOptions(&allocator_));
+  OnnxModel(const OrtEnv* env, const Job& job) : env_(env), job_(job) {
     check(ort().CreateCpuMemoryInfo(kOrtArenaAllocator, kOrtMemTypeDefault, &memory_));
-    session_ = opened(nullptr);
+    session_ = open_session(env, job);
     std::size_t inputs = 0, outputs = 0;
     check(ort().SessionGetInputCount(session_, &inputs));
     check(ort().SessionGetOutputCount(session_, &outputs));
     std::string strange;
     for (std::size_t i = 0; i < inputs; ++i) {
-      inputs_.push_back(input(i));
+      inputs_.push_back(input_of(session_, i));
       if (inputs_[i].dtype == Dtype::other || inputs_[i].dtype == Dtype::int8 || inputs_[i].dtype == Dtype::uint8) {
         strange += (strange.empty() ? "" : ", ") + inputs_[i].name;
       }
     }
     if (!strange.empty()) throw RunnerError("failed", "inputs of a type that no job can give: " + strange);
     for (std::size_t i = 0; i < outputs; ++i) {
-      char* name = nullptr;
-      check(ort().SessionGetOutputName(session_, i, allocator_, &name));
-      output_names_.push_back(taken(name));
+      output_names_.push_back(output_of(session_, i).name);
     }
     for (const auto& one : inputs_) input_pointers_.push_back(one.name.c_str());
     for (const auto& one : output_names_) output_pointers_.push_back(one.c_str());
@@ -160,7 +101,7 @@ class OnnxModel : public Model {
             {"threads", job_.threads},
             {"inter_op_threads", 1},
             {"graph_optimization", "all"},
-            {"x64quantprecision", exact_}};
+            {"x64quantprecision", quant_precision()}};
   }
 
   json profile(std::vector<std::unique_ptr<Prepared>>& inputs, int runs) override {
@@ -171,7 +112,7 @@ class OnnxModel : public Model {
       if (mkdtemp(local) == nullptr) throw RunnerError("failed", "no folder can be made for the profile");
       place = local;
     }
-    OrtSession* timed = opened((place + "/profile").c_str());
+    OrtSession* timed = open_session(env_, job_, (place + "/profile").c_str());
     std::vector<OrtValue*> outputs(outputs_.size(), nullptr);
     for (int number = 0; number < runs; ++number) {
       run(timed, *inputs[number % inputs.size()], outputs);
@@ -181,7 +122,7 @@ class OnnxModel : public Model {
       }
     }
     char* name = nullptr;
-    check(ort().SessionEndProfiling(timed, allocator_, &name));
+    check(ort().SessionEndProfiling(timed, allocator(), &name));
     const std::string path = taken(name);
     ort().ReleaseSession(timed);
     std::ifstream file(path);
@@ -203,46 +144,6 @@ class OnnxModel : public Model {
       if (value != nullptr) ort().ReleaseValue(value);
       value = nullptr;
     }
-  }
-
-  OrtSession* opened(const char* profile_prefix) {
-    OrtSessionOptions* options = nullptr;
-    check(ort().CreateSessionOptions(&options));
-    check(ort().SetIntraOpNumThreads(options, job_.threads));
-    check(ort().SetInterOpNumThreads(options, 1));
-    check(ort().SetSessionGraphOptimizationLevel(options, kOrtEnableAll));
-    check(ort().SetSessionLogSeverityLevel(options, kOrtLogError));
-    check(ort().AddSessionConfigEntry(options, "session.x64quantprecision", exact_.c_str()));
-    if (profile_prefix != nullptr) check(ort().EnableProfiling(options, profile_prefix));
-    OrtSession* session = nullptr;
-    OrtStatus* status = ort().CreateSession(env_, job_.model.c_str(), options, &session);
-    ort().ReleaseSessionOptions(options);
-    check(status);
-    return session;
-  }
-
-  Input input(std::size_t index) {
-    char* name = nullptr;
-    check(ort().SessionGetInputName(session_, index, allocator_, &name));
-    Input found{taken(name), Dtype::other, {}};
-    OrtTypeInfo* type = nullptr;
-    check(ort().SessionGetInputTypeInfo(session_, index, &type));
-    const OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(ort().CastTypeInfoToTensorInfo(type, &info));
-    if (info != nullptr) {
-      int element = 0;
-      check(ort().GetTensorElementType(info, &element));
-      found.dtype = dtype_of_element(element);
-      found.shape = shape_of(info);
-    }
-    ort().ReleaseTypeInfo(type);
-    return found;
-  }
-
-  std::string taken(char* name) {
-    std::string text = name;
-    check(ort().AllocatorFree(allocator_, name));
-    return text;
   }
 
   // The profile's events as means of a run, by node; it counts in microseconds.
@@ -275,8 +176,6 @@ class OnnxModel : public Model {
 
   const OrtEnv* env_;
   Job job_;
-  std::string exact_;
-  OrtAllocator* allocator_ = nullptr;
   OrtMemoryInfo* memory_ = nullptr;
   OrtSession* session_ = nullptr;
   std::vector<Input> inputs_;

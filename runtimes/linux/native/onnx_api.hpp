@@ -1,4 +1,4 @@
-// The part of ONNX Runtime's C API that onnx.cc calls, declared by itself: the published packages that hold the library
+// The part of ONNX Runtime's C API that is called here, declared by itself: the published packages that hold the library
 // hold no headers.
 //
 // OrtApi is a table of functions that only ever grows at its end (ONNX Runtime promises that a program built for API
@@ -51,7 +51,7 @@ struct OrtFunctions {
       : GetErrorMessage{t}, CreateEnv{t}, CreateSession{t}, Run{t}, CreateSessionOptions{t}, EnableProfiling{t},
         SetSessionLogSeverityLevel{t}, SetSessionGraphOptimizationLevel{t}, SetIntraOpNumThreads{t},
         SetInterOpNumThreads{t}, SessionGetInputCount{t}, SessionGetOutputCount{t}, SessionGetInputTypeInfo{t},
-        SessionGetInputName{t}, SessionGetOutputName{t}, CreateTensorWithDataAsOrtValue{t}, GetTensorMutableData{t},
+        SessionGetOutputTypeInfo{t}, SessionGetInputName{t}, SessionGetOutputName{t}, CreateTensorWithDataAsOrtValue{t}, GetTensorMutableData{t},
         CastTypeInfoToTensorInfo{t}, GetTensorElementType{t}, GetDimensionsCount{t}, GetDimensions{t},
         GetTensorTypeAndShape{t}, CreateCpuMemoryInfo{t}, AllocatorFree{t}, GetAllocatorWithDefaultOptions{t},
         ReleaseStatus{t}, ReleaseMemoryInfo{t}, ReleaseSession{t}, ReleaseValue{t}, ReleaseTypeInfo{t},
@@ -71,6 +71,7 @@ struct OrtFunctions {
   OrtEntry<30, OrtStatus*(const OrtSession*, std::size_t*)> SessionGetInputCount;
   OrtEntry<31, OrtStatus*(const OrtSession*, std::size_t*)> SessionGetOutputCount;
   OrtEntry<33, OrtStatus*(const OrtSession*, std::size_t, OrtTypeInfo**)> SessionGetInputTypeInfo;
+  OrtEntry<34, OrtStatus*(const OrtSession*, std::size_t, OrtTypeInfo**)> SessionGetOutputTypeInfo;
   OrtEntry<36, OrtStatus*(const OrtSession*, std::size_t, OrtAllocator*, char**)> SessionGetInputName;
   OrtEntry<37, OrtStatus*(const OrtSession*, std::size_t, OrtAllocator*, char**)> SessionGetOutputName;
   OrtEntry<49, OrtStatus*(const OrtMemoryInfo*, void*, std::size_t bytes, const int64_t* shape, std::size_t rank, int,
