@@ -33,6 +33,7 @@ FLAGS = {
     "memory_not_reset": "the kernel did not reset the peak, so it may include what came before the load",
     "synthetic_inputs": "fed zeros instead of data",
     "emulated": "an emulated processor: numerics only, not latency",
+    "own_attention": "attention is the runner's own, not the runtime's",
     "golden_differs": "golden inputs gave another answer than the Program",
 }
 

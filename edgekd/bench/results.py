@@ -136,6 +136,7 @@ def flags(one: Measurement, device: Device | None = None) -> list[str]:
         "memory_not_reset": one.memory.get("peak_reset") is False,
         "synthetic_inputs": requested.get("synthetic") is True,
         "emulated": around.get("emulated") is True,
+        "own_attention": "attention" in observed,
         "golden_differs": one.golden.get("agreement", 1) < 1,
     }
     return [name for name, is_so in tests.items() if is_so]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from _native import OWN, build
+from _texts import Texts
 from test_arm_board import Board, board
 from test_browser import needs_browser
 from test_ssh import Server, server, started
@@ -59,4 +61,30 @@ def test_one_recipe_on_four_devices(board: Board, server: Server, tiny, tmp_path
     assert {"golden outputs on adb-emulated", "golden outputs on chromium", "golden outputs on ssh-loopback"} <= checks
     lines = measurement.read(tmp_path / "run" / "bench" / "measurements.jsonl")
     machines = {one.device: one.environment.get("machine") for one in lines}
+    assert machines["adb-emulated"] == "aarch64" and machines["ssh-loopback"] == machines["local"]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_one_student_that_writes_on_five_devices(board: Board, server: Server, tmp_path: Path) -> None:
+    """Python and C++ here, Python over SSH, C++ on emulated ARM over ADB, WebAssembly: all write what the Program does."""
+    names = [
+        "local",
+        "local-native",
+        "chromium",
+        written(tmp_path, "ssh-loopback", server.profile()),
+        written(tmp_path, "adb-emulated", board.profile("adb"), emulated=True),
+    ]
+    build("onnx", OWN)
+    build("onnx", "aarch64")
+    made = Texts(tmp_path)
+    facts = made.bench([made.export("onnx")], tmp_path / "bench", ", ".join(names), student=made.program)
+    rows = facts["summaries"]
+    assert {row["device"] for row in rows} == {Path(name).stem for name in names}
+    for row in rows:
+        assert row["error"] is None, row
+        assert row["golden"]["differ"] == 0 and row["golden"]["equal"] > 0
+        assert row["tokens_per_second"] > 0 and row["load_ms"] > 0 and row["peak_mb"] > 0
+        assert ("emulated" in row["flags"]) == (row["device"] == "adb-emulated")
+    machines = {name: around["machine"] for name, around in facts["environments"].items() if "machine" in around}
     assert machines["adb-emulated"] == "aarch64" and machines["ssh-loopback"] == machines["local"]

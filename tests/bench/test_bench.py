@@ -187,6 +187,7 @@ def _measured(**change: Any) -> measurement.Measurement:
         ({"environment": {"governor": "powersave"}}, ["governor"]),
         ({"memory": {"peak_reset": False}}, ["memory_not_reset"]),
         ({"golden": {"agreement": 0.9}}, ["golden_differs"]),
+        ({"observed": {"attention": "this runner's own"}}, ["own_attention"]),
         ({"latency_ns": (), "error": "it crashed"}, []),
     ],
 )
