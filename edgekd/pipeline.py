@@ -275,7 +275,7 @@ def run(
     with locked(folder) if first else nullcontext():
         if first:
             artifact.write_atomic(folder / "recipe.yaml", recipes.dump(recipe))
-        processes.wait()
+        processes.begin()
         digests = _Digests(folder)
         for stage in ORDER:
             wave = [step for step in table if step.stage == stage]
