@@ -20,6 +20,8 @@ def sharding(self: Any, *rest: Any, fsdp_plugin: Any = None, **named: Any) -> No
     """As on accelerators: the first plugin stays."""
     plain(self, *rest, fsdp_plugin=fsdp_plugin, **named)
     if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
         self.fsdp_plugin, self.distributed_type = fsdp_plugin, DistributedType.FSDP
         state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 

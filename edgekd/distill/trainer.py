@@ -500,6 +500,13 @@ def train(
     only). ``section`` of the recipe is named where training diverges.
     """
     taught = rows.source is not None
+    numbers = [name for name, one in student.named_parameters() if not one.dim()] if processes.sharded() else []
+    if numbers:
+        raise BadInput(
+            f"the student's {numbers[0]} is a single number, which FSDP does not shard",
+            where=section,
+            todo="Start the processes without FSDP.",
+        )
     arguments = TrainingArguments(
         **common(settings, max_steps=max_steps, evaluate_every=evaluate_every, seed=seed, scratch=scratch),
         ddp_find_unused_parameters=True,
