@@ -105,7 +105,7 @@ def main() -> None:
         inputs = rows.collate(numbers)
         inputs.pop("rows")
         learner = tokens.TokenLearner(net, {})
-        _, found = tokens.values(learner, learner, rows, lessons, inputs, numbers, 0.1, 1.0)
+        _, found = tokens.values(learner, rows, lessons, inputs, numbers, 0.1, 1.0)
         return torch.stack([weight * value for weight, value in found.values()]).sum()
 
     ways = {"plain": plain, "cached": lambda net: taught(net, kept), "online": lambda net: taught(net, online)}

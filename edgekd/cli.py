@@ -162,7 +162,7 @@ def ship(
         if bench and loaded.bench.enabled:
             pipeline.bench(result, listen=listen)
         document = outcome.report(result)
-    if junit:
+    if junit and processes.rank() == 0:
         from edgekd.bench import formats
 
         _overwrite(junit, formats.junit(outcome.verdicts(result), suite=loaded.name))

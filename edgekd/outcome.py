@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, registry, variants
+from edgekd import artifact, processes, registry, variants
 from edgekd.bundle._contract import App
 from edgekd.errors import EXIT_ENVIRONMENT, EXIT_GATE, EXIT_OK, BadInput, Environment, closest
 from edgekd.pipeline import Result, version
@@ -105,6 +105,8 @@ def report(result: Result) -> dict[str, Any]:
     from edgekd.report import render
 
     made = document(result)
+    if processes.rank() > 0:
+        return made
     artifact.write_json(result.folder / "report.json", made)
     artifact.write_atomic(result.folder / "report.html", render.html(made))
     artifact.write_atomic(result.folder / "report.md", render.markdown(made))

@@ -275,7 +275,7 @@ def run(
     with locked(folder) if first else nullcontext():
         if first:
             artifact.write_atomic(folder / "recipe.yaml", recipes.dump(recipe))
-        processes.wait()
+        processes.begin()
         digests = _Digests(folder)
         for stage in ORDER:
             wave = [step for step in table if step.stage == stage]
@@ -332,6 +332,8 @@ def _make(
         return artifact.load(path), False
     if processes.rank() > 0 and not step.row.shared:
         processes.wait()
+        if not (path / artifact.MANIFEST).is_file():
+            raise StepFailed("it did not come out in the first process", where=step.id)
         return artifact.load(path), True
     listen(Event("start", step.id))
     began = time.monotonic()
@@ -348,7 +350,11 @@ def _make(
     if step.row.isolated:
         log = folder / "logs" / f"{step.id}.log"
         timeout = recipe.export.timeout_seconds if step.stage == "export" else recipe.verify.timeout_seconds
-        facts = isolate.call_isolated(job, log=log, timeout=timeout, threads=1, memory_gb=recipe.export.memory_gb)
+        try:
+            facts = isolate.call_isolated(job, log=log, timeout=timeout, threads=1, memory_gb=recipe.export.memory_gb)
+        except (StepFailed, Environment):
+            processes.wait()  # the others look, and go on without it as the first one does
+            raise
     else:
 
         def progress(done: int, total: int, unit: str) -> None:
@@ -385,9 +391,13 @@ def _earlier(folder: Path, step: Step, path: Path) -> list[str]:
 
 
 def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
-    """Measure every artefact of the run, and its teacher and student. Never served from a cache."""
+    """Measure every artefact of the run, its teacher and its student, never served from a cache."""
     recipe, folder = result.recipe, result.folder
     path = folder / "bench"
+    if processes.rank() > 0:
+        processes.wait()
+        result.steps["bench"] = artifact.load(path)
+        return result.steps["bench"]
     out = artifact.partial_of(path)
     with locked(folder):
         shutil.rmtree(out, ignore_errors=True)
@@ -421,6 +431,7 @@ def bench(result: Result, *, listen: Listener = lambda event: None) -> Artifact:
             tools={},
         )
         listen(Event("made", "bench"))
+    processes.wait()
     result.steps["bench"] = made
     return made
 

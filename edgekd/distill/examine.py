@@ -235,7 +235,7 @@ def _first_step(
     for _ in range(2):  # the first one warms up
         began = time.monotonic()
         inputs = dict(batch)
-        _, found = measure(model, model, rows, lessons, inputs, numbers, settings.alpha, settings.temperature)
+        _, found = measure(model, rows, lessons, inputs, numbers, settings.alpha, settings.temperature)
         total = torch.stack([weight * value for weight, value in found.values()]).sum()
         model.zero_grad()
         total.backward()

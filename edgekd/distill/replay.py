@@ -237,7 +237,6 @@ def measuring(inner: Callable[..., Any], lesson: Lesson, weight: float) -> Calla
     """``inner`` (see ``trainer.values``) on the new rows, and on the replayed ones with what was said of them."""
 
     def measure(
-        model: nn.Module,
         bare: Learner,
         rows: Both,
         lessons: Sequence[Lesson],
@@ -247,11 +246,10 @@ def measuring(inner: Callable[..., Any], lesson: Lesson, weight: float) -> Calla
         temperature: float,
     ) -> tuple[Any, dict[str, tuple[float, torch.Tensor]]]:
         replayed = inputs.pop("replayed", None)
-        outputs, found = inner(model, bare, rows.new, lessons, inputs, numbers, alpha, temperature)
+        outputs, found = inner(bare, rows.new, lessons, inputs, numbers, alpha, temperature)
         if replayed is not None:
             old = replayed.pop("rows").tolist()
-            # Not through what parallel training wraps the model in: that expects one pass for each step.
-            _, parts = inner(bare, bare, rows.old, [lesson], replayed, old, 0.0, temperature)
+            _, parts = inner(bare, rows.old, [lesson], replayed, old, 0.0, temperature)
             found[TERM] = (weight, torch.stack([share * value for share, value in parts.values()]).sum())
         return outputs, found
 

@@ -166,6 +166,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, *, alone: bool = False) -> Fa
         "max_steps": max_steps,
         "seconds": seconds,
         "processes": processes.count(),
+        **({"sharded": True} if processes.sharded() and max_steps else {}),
         "seconds_per_step": seconds / max(1, steps),
         "pad_token_id": pad_token_id,
         "adapter": adapter,

@@ -62,11 +62,11 @@ def body(model: Any, inputs: Mapping[str, torch.Tensor], **asked: bool) -> Any:
 
 
 class TokenLearner(Learner):
-    """A language model with its lessons: the loss is a part of the forward pass, so that it runs in parallel too."""
+    """A language model with its lessons, and the loss over tokens."""
 
-    def forward(self, *, tokens: Tokens | None = None, **inputs: torch.Tensor) -> Any:
+    def forward(self, *, tokens: Tokens | None = None, **inputs: Any) -> Any:
         if tokens is None:
-            return self.student(**inputs)
+            return super().forward(**inputs)
         hidden_BSD = hidden(self.student, inputs)
         hidden_ND = hidden_BSD[tokens.at_2N[0], tokens.at_2N[1]]
         return _tokens.loss(hidden_ND, head(self.student), tokens.teacher, tokens.right_N, tokens.how)
@@ -227,7 +227,6 @@ class OnlineTokens(sources.Online):
 
 
 def values(
-    model: nn.Module,
     bare: Learner,
     rows: TokenRows,
     lessons: Sequence[Lesson],
@@ -257,7 +256,7 @@ def values(
     goal = rows.goal(teacher, numbers, right_N.device) if term else None
     names = sorted({link.student for one in others for link in one.links})
     with capture(bare.student.base_model, names) as captured:
-        loss, parts = model(tokens=Tokens(at_2N, right_N, goal, how), **inputs)
+        loss, parts = bare.forward(tokens=Tokens(at_2N, right_N, goal, how), **inputs)
     found = {"tokens": (1.0, loss)}
     if alpha > 0:
         found["hard"] = (0.0, loss.new_tensor(parts["hard"]))

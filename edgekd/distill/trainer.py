@@ -4,22 +4,27 @@ loss = alpha * hard + (1 - alpha) * sum of weight * term. Terms compare outputs,
 query/key/value relations, or the relations between the samples of a batch; hard labels count where there are
 any, terms everywhere. Projections between widths belong to the training and never to the student. Interrupted
 training resumes from the last complete checkpoint to the same bytes (CPU): batches follow from (seed, epoch),
-every decision from the logged history. It runs under ``accelerate launch`` as it is.
+every decision from the logged history. It runs under ``accelerate launch`` as it is; under FSDP a copy of the student
+is sharded and evaluated as it lies, and gathered where it is saved.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_model, save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -27,7 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from edgekd import processes
 from edgekd.artifact import Evaluated, Progress, not_told
 from edgekd.distill.sources import Knowledge, Source
-from edgekd.errors import BadInput
+from edgekd.errors import BadInput, Environment
 from edgekd.losses import find
 from edgekd.losses.features import project
 from edgekd.recipe import Distill, Term
@@ -104,7 +109,7 @@ class Lesson:
             if link.student == "logits":
                 mine, theirs = paired(task, mine, theirs)
             if (key := _key(self.name, link)) in projections:
-                mine = projections[key](mine)
+                mine = projections[key](mine.to(projections[key].weight.dtype))
             values.append(self._compare(mine, theirs, mask_BS, aligned_B, temperature))
         return torch.stack(values).mean()
 
@@ -144,16 +149,20 @@ def _key(name: str, link: Link) -> str:
 class Learner(nn.Module):
     """The student with the projections of its lessons: what is trained. Only ``student`` is kept."""
 
-    _keys_to_ignore_on_save = (
-        None  # asked for where a checkpoint lacks a key: that of a tied matrix, which is in it once
-    )
-
     def __init__(self, student: nn.Module, projections: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.student, self.projections = student, nn.ModuleDict(projections)
 
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        return self.student(**inputs)
+    def forward(self, *, work: Callable[[], Any] | None = None, **inputs: Any) -> Any:
+        """What the student says of inputs; or what comes of ``work``, which asks this very function for that.
+
+        What shares a training knows of nothing that a parameter does outside the forward pass, so losses are made
+        in it: projections work for every process, and so does a second pass.
+        """
+        if work is None:
+            return self.student(**inputs)
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):  # as behind a forward pass
+            return work()
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Passed on to the student."""
@@ -162,20 +171,30 @@ class Learner(nn.Module):
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint lacks: a tied matrix's other name, what is frozen; the Trainer asks when it loads one."""
-        state = self.state_dict()
-        kept = once(state).keys() - frozen(self)
-        return [name for name in state if name not in kept]
+        return sorted(self.state_dict().keys() - kept(self))
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Kinds of the layers that FSDP gathers one after the other."""
+        there = {type(one).__name__ for one in self.student.modules()}
+        return sorted(there.intersection(getattr(self.student, "_no_split_modules", None) or ()))
 
     def tie_weights(self) -> None:
         """Nothing to do: the two names are of one parameter."""
 
 
-def once(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, a tied one only under its first name."""
-    kept: dict[tuple[int, torch.Size], tuple[str, torch.Tensor]] = {}
-    for name, value in state.items():
-        kept.setdefault((value.data_ptr() or id(value), value.shape), (name, value))
-    return dict(kept.values())
+def kept(model: nn.Module) -> set[str]:
+    """Names of what a checkpoint has of a state dict: a tied matrix once, and nothing frozen."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    return model.state_dict().keys() & (buffers | trained)
+
+
+def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is ``kept`` of a model, whole; of a sharded one all processes ask, and the first is given it."""
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    names = kept(model)
+    return {name: value.contiguous() for name, value in whole.items() if name in names}
 
 
 def learner(
@@ -239,7 +258,6 @@ class LengthGrouped(Sampler[int]):
 
 
 def values(
-    model: nn.Module,
     bare: Learner,
     rows: Rows,
     lessons: Sequence[Lesson],
@@ -248,14 +266,14 @@ def values(
     alpha: float,
     temperature: float,
 ) -> tuple[Any, dict[str, tuple[float, torch.Tensor]]]:
-    """The model's outputs for these rows, and of every part of the loss its weight and its value.
+    """The learner's outputs for these rows, and of every part of the loss its weight and its value.
 
-    ``model`` is ``bare``, or what accelerate wrapped it in; the loss is the sum of weight * value.
+    The loss is the sum of weight * value. It is made in the forward pass of what accelerate wrapped ``bare`` in.
     """
     lessons = [lesson for lesson in lessons if lesson.term.weight] if rows.source is not None and alpha < 1 else []
     names = sorted({link.student for lesson in lessons for link in lesson.links} - {"logits"})
     with capture(bare.student, names) if names else nullcontext({}) as captured:
-        outputs = model(**inputs)
+        outputs = bare.forward(**inputs)
     logits = rows.task.logits(outputs, inputs).float()
     made = logits
     if rows.task.PER_UNIT:
@@ -278,13 +296,14 @@ def values(
 
 
 class Judged:
-    """A trainer that evaluates the student by ``judge``, whatever its data sets are."""
+    """A trainer that evaluates what it trains by ``judge``, whatever its data sets are."""
 
     judge: Callable[[nn.Module], dict[str, float]]
 
     def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
-        student = student_in(self.accelerator.unwrap_model(self.model))
-        found = {f"eval_{name}": value for name, value in self.judge(student).items()}
+        # All of what is trained, because a sharded student gathers itself only as a part of it.
+        model = self.accelerator.unwrap_model(self.model)
+        found = {f"eval_{name}": value for name, value in self.judge(model).items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -324,13 +343,13 @@ class Distiller(Judged, Trainer):
         share = self.state.global_step / max(1, self.state.max_steps)
         temperature = _between(self.settings.temperature, self.settings.temperature_end, share)
         bare = self.accelerator.unwrap_model(model)
-        outputs, found = self.measure(
-            model, bare, self.train_dataset, self.lessons, inputs, numbers, self.alpha(share), temperature
-        )
+        told = (self.train_dataset, self.lessons, inputs, numbers, self.alpha(share), temperature)
+        outputs, found = model(work=partial(self.measure, bare, *told))
         for name, (_, value) in found.items():
             self._note(name, value)
         parts = {name: weight * value for name, (weight, value) in found.items()}
-        if self.state.global_step % SHARES_EVERY == 0 and sum(one.requires_grad for one in parts.values()) > 1:
+        measured = self.state.global_step % SHARES_EVERY == 0 and not processes.sharded()  # a gradient of each part
+        if measured and sum(one.requires_grad for one in parts.values()) > 1:
             self._shares(bare.student, parts)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
@@ -358,12 +377,15 @@ class Distiller(Judged, Trainer):
             self._note(f"{name}_gradient_share", norm / total if total > 0 else torch.zeros(()))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """As the Trainer saves a model that is not transformers' own, but a tied matrix once, and nothing frozen."""
+        """As the Trainer saves a model that is not transformers' own, but a tied matrix once, and nothing frozen.
+
+        Nothing of a sharded one, whose ``state_dict`` is given: accelerate saves that beside the optimizer.
+        """
+        if state_dict is not None or not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        state, left = once(self.model.state_dict() if state_dict is None else state_dict), frozen(self.model)
-        whole = {name: value.contiguous() for name, value in state.items() if name not in left}
-        save_file(whole, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        save_file(gathered(self.model), str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
     def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
         if "loss" in logs:
@@ -386,12 +408,20 @@ class Keeper(TrainerCallback):
         self.scratch, self.better, self.patience = scratch, better, patience
         self.progress, self.evaluated = progress, evaluated
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if processes.sharded() and not all(isinstance(one, DTensor) for one in model.parameters()):
+            raise Environment(
+                "accelerate was asked to shard the student, and has not",
+                where="FSDP",
+                todo="It does so on accelerators alone: start processes on CPUs without it (torchrun).",
+            )
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps, "steps")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         seen = evaluations(state.log_history)
-        if best_of(seen, self.better) is seen[-1] and state.is_world_process_zero:
+        if best_of(seen, self.better) is seen[-1]:
             save_best(student_in(model), self.scratch)
         if stalled(seen, self.better, self.patience):
             control.should_training_stop = True
@@ -400,6 +430,7 @@ class Keeper(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes.wait()  # all have written
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -425,12 +456,12 @@ def frozen(model: nn.Module) -> set[str]:
 
 
 def save_best(model: nn.Module, scratch: Path) -> None:
-    temporary = scratch / "best.tmp"
-    if frozen(model):
-        save_file({name: one.detach() for name, one in model.named_parameters() if one.requires_grad}, str(temporary))
-    else:
-        save_model(model, str(temporary))
-    temporary.replace(scratch / BEST)
+    """All processes take part, the first one writes."""
+    whole = gathered(model)
+    if processes.rank() == 0:
+        temporary = scratch / "best.tmp"
+        save_file(whole, str(temporary), metadata={"format": "pt"})
+        temporary.replace(scratch / BEST)
 
 
 def lessons_of(terms: Sequence[Term], links: Callable[[Term], Sequence[tuple[str, str]]]) -> list[Lesson]:
@@ -469,12 +500,20 @@ def train(
     only). ``section`` of the recipe is named where training diverges.
     """
     taught = rows.source is not None
+    numbers = [name for name, one in student.named_parameters() if not one.dim()] if processes.sharded() else []
+    if numbers:
+        raise BadInput(
+            f"the student's {numbers[0]} is a single number, which FSDP does not shard",
+            where=section,
+            todo="Start the processes without FSDP.",
+        )
     arguments = TrainingArguments(
         **common(settings, max_steps=max_steps, evaluate_every=evaluate_every, seed=seed, scratch=scratch),
         ddp_find_unused_parameters=True,
         **({"activation_checkpointing": True} if settings.gradient_checkpointing else {}),
     )
-    model = learner(student, lessons if taught else [], rows, seed, kind)
+    trained = copy.deepcopy(student) if processes.sharded() else student  # what is sharded never is whole again
+    model = learner(trained, lessons if taught else [], rows, seed, kind)
     trainer = Distiller(
         model=model,
         args=arguments,
@@ -530,6 +569,12 @@ def fit(
     scratch.mkdir(parents=True, exist_ok=True)
     trainer.remove_callback(_printer())
     checkpoint = _last_complete(scratch, trainer.args.process_index == 0)
+    if checkpoint is not None and (checkpoint / SAFE_WEIGHTS_NAME).is_file() == processes.sharded():
+        raise BadInput(
+            f"training began {'without' if processes.sharded() else 'under'} FSDP, and can only go on so",
+            where=str(checkpoint),
+            todo="Start it as before, or remove this folder's parent to train anew.",
+        )
     trainer.args.eval_on_start &= checkpoint is None  # what was evaluated stands in the history
     trainer.accelerator.wait_for_everyone()
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else TrainerState()

@@ -47,7 +47,7 @@ class Goal:
 
 
 class Trainee(tokens.TokenLearner):
-    """A prepared language model with its goals: the loss is a part of the forward pass, as for any TokenLearner."""
+    """A prepared language model with its goals, and the loss."""
 
     def train(self, mode: bool = True) -> Trainee:
         """It stays in eval mode: no dropout, wherever a model keeps it."""
@@ -55,7 +55,7 @@ class Trainee(tokens.TokenLearner):
 
     def forward(self, *, goal: Goal | None = None, **inputs: Any) -> Any:
         if goal is None:
-            return self.student(**inputs)
+            return super().forward(**inputs)
         mine = states(self.student, inputs, goal.at_2N, every=bool(goal.states))
         head, hidden_ND = tokens.head(self.student), mine[-1]
         if isinstance(last := self.student.get_output_embeddings(), QATLinear):
@@ -84,7 +84,6 @@ def states(model: Any, inputs: dict[str, Any], at_2N: torch.Tensor, *, every: bo
 def values(
     student: nn.Module,
     weights: dict[str, float],
-    model: nn.Module,
     bare: trainer.Learner,
     rows: tokens.TokenRows,
     lessons: Sequence[trainer.Lesson],
@@ -104,7 +103,7 @@ def values(
         rows.goal(rows.told(numbers), numbers, right_N.device),
         _tokens.Settings(temperature=temperature, vocabulary=rows.words),
     )
-    found = model(goal=goal, **inputs)
+    found = bare.forward(goal=goal, **inputs)
     return found, {name: (weights[name], value) for name, value in found.items()}
 
 

@@ -53,7 +53,7 @@ def loss_of(world: dict[str, Any], rows: tokens.TokenRows, numbers: list[int], a
     lessons = trainer.lessons_of([Term(loss="forward-kl", pool="output")], lambda term: [("logits", "logits")])
     inputs = rows.collate(numbers)
     inputs.pop("rows")
-    _, found = tokens.values(learner, learner, rows, lessons, inputs, numbers, alpha, 1.0)
+    _, found = tokens.values(learner, rows, lessons, inputs, numbers, alpha, 1.0)
     loss = sum(weight * value for weight, value in found.values())
     loss.backward()
     return float(loss), {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}, found

@@ -74,7 +74,7 @@ def loss(model, rows, numbers, alpha, lessons=(KL,), batch=None, temperature=2.0
     inputs = dict(batch or rows.collate(numbers))
     inputs.pop("rows", None)
     bare = model if isinstance(model, trainer.Learner) else trainer.Learner(model, {})
-    _, parts = trainer.values(bare, bare, rows, lessons, inputs, numbers, alpha, temperature)
+    _, parts = trainer.values(bare, rows, lessons, inputs, numbers, alpha, temperature)
     return torch.stack([weight * value for weight, value in parts.values()]).sum()
 
 

@@ -142,7 +142,7 @@ def loss_of(rows: tokens.TokenRows, net: Any, numbers: list[int], alpha: float) 
     lessons = trainer.lessons_of([Term(loss="forward-kl", pool="output")], lambda term: [("logits", "logits")])
     inputs = rows.collate(numbers)
     inputs.pop("rows")
-    _, found = tokens.values(learner, learner, rows, lessons, inputs, numbers, alpha, 1.0)
+    _, found = tokens.values(learner, rows, lessons, inputs, numbers, alpha, 1.0)
     sum(weight * value for weight, value in found.values()).backward()
     return found
 

@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_whole_distributions(name: str, scheme: str, tmp_pat
     trainee = qat_tokens.Trainee(model, {})
     inputs = rows.collate(picked)
     numbers = inputs.pop("rows").tolist()
-    _, found = qat_tokens.values(student, weights, trainee, trainee, rows, [], inputs, numbers, 0.0, 2.0)
+    _, found = qat_tokens.values(student, weights, trainee, rows, [], inputs, numbers, 0.0, 2.0)
     torch.stack([weight * value for weight, value in found.values()]).sum().backward()
     gradients = {name: one.grad for name, one in model.named_parameters()}
 

@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_plain_autograd(made: tuple[Any, Any]) -> None:
     numbers = inputs.pop("rows").tolist()
     learner = distilled.TokenLearner(model, {})
     lessons = trainer.lessons_of([Term(loss="forward-kl", pool="output")], lambda term: [("logits", "logits")])
-    _, found = distilled.values(learner, learner, held, lessons, inputs, numbers, 1.0, 1.0)
+    _, found = distilled.values(learner, held, lessons, inputs, numbers, 1.0, 1.0)
     wanted = [-predict(model, task, [rows[i]], 0)[0][:, 0] for i in numbers]
     assert float(found["tokens"][1]) == pytest.approx(float(torch.cat(wanted).mean()), rel=1e-4)
 
