@@ -67,7 +67,7 @@ def test_one_recipe_on_four_devices(board: Board, server: Server, tiny, tmp_path
 @needs_browser
 @pytest.mark.slow
 def test_one_student_that_writes_on_five_devices(board: Board, server: Server, tmp_path: Path) -> None:
-    """Python and C++ here, Python over SSH, C++ on emulated ARM over ADB, WebAssembly: all write what the Program does."""
+    """Python and C++ here, Python over SSH, C++ on emulated ARM over ADB, WebAssembly: what the Program writes."""
     names = [
         "local",
         "local-native",
