@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from edgekd import artifact
-from edgekd.quantize import program, qat, reference
+from edgekd.quantize import program, qat, reference, smooth
 from edgekd.quantize import scheme as schemes
 from edgekd.tasks import image_classification, question_answering, sentence_similarity, token_classification
 
@@ -97,7 +97,10 @@ def make(folder: Path, kind: str, scheme: str) -> Path:
     """The folder of a Program with its golden examples, and nothing else."""
     model, task = float_model(kind), KINDS[kind].task
     if scheme != "fp32":
-        model = reference.prepare(model, schemes.get(scheme))
+        found = schemes.get(scheme)
+        if found.smooth:
+            smooth.fold(model, found, found.smooth, rows(kind, 24), task, MAX_LENGTH)
+        model = reference.prepare(model, found)
         qat.calibrate(model, rows(kind, 24), 1.0, task.INPUTS)
         model = reference.convert(model)
     test = rows(kind, seed=1)
