@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -305,6 +306,8 @@ class Judged:
         model = self.accelerator.unwrap_model(self.model)
         judged = model if processes.sharded() else student_in(model)
         found = {f"eval_{name}": value for name, value in self.judge(judged).items()}
+        # What is best, and when to stop, is decided by each process: a last bit must not part them.
+        (found,) = broadcast_object_list([found])
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
