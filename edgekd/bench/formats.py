@@ -348,7 +348,12 @@ def measurement_schema() -> dict[str, Any]:
         },
         "golden": {
             **facts,
-            "properties": {"samples": whole, "max_abs_delta": number(), "agreement": {**number(), "maximum": 1}},
+            "properties": {
+                "samples": whole,
+                "max_abs_delta": number(),
+                "agreement": {**number(), "maximum": 1},
+                **{name: number("integer") for name in ("tokens", "equal", "ties", "differ")},
+            },
         },
         "test": {**facts, "description": "The test split as the device answered it."},
         "sustained": {**facts, "properties": {"samples_ns": times}},

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -185,7 +186,7 @@ class Learner(nn.Module):
 
 def kept(model: nn.Module) -> set[str]:
     """Names of what a checkpoint has of a state dict: a tied matrix once, and nothing frozen."""
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    buffers = {name for name, _ in model.named_buffers()}
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     return model.state_dict().keys() & (buffers | trained)
 
@@ -296,14 +297,17 @@ def values(
 
 
 class Judged:
-    """A trainer that evaluates what it trains by ``judge``, whatever its data sets are."""
+    """A trainer that evaluates the student by ``judge``, whatever its data sets are."""
 
     judge: Callable[[nn.Module], dict[str, float]]
 
     def evaluate(self: Any, *_: Any, **__: Any) -> dict[str, float]:
-        # All of what is trained, because a sharded student gathers itself only as a part of it.
+        # A sharded student gathers itself only as a part of all that is trained, which rounds as training does.
         model = self.accelerator.unwrap_model(self.model)
-        found = {f"eval_{name}": value for name, value in self.judge(model).items()}
+        judged = model if processes.sharded() else student_in(model)
+        found = {f"eval_{name}": value for name, value in self.judge(judged).items()}
+        # What is best, and when to stop, is decided by each process: a last bit must not part them.
+        (found,) = broadcast_object_list([found])
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -503,7 +507,7 @@ def train(
     numbers = [name for name, one in student.named_parameters() if not one.dim()] if processes.sharded() else []
     if numbers:
         raise BadInput(
-            f"the student's {numbers[0]} is a single number, which FSDP does not shard",
+            f"the student's '{numbers[0]}' is a single number, which FSDP does not shard",
             where=section,
             todo="Start the processes without FSDP.",
         )

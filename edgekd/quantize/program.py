@@ -45,17 +45,25 @@ def export(model: nn.Module, task: Any, row: Encoded, max_length: int) -> torch.
 
 
 def once(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with each product of an activation and a constant in it once (``smooth.py``), in place."""
+    """The program with each product of an activation and a constant in it once (``smooth.py``), in place.
+
+    Constants are compared by value: what was moved to an accelerator and back is shared no more.
+    """
     constants = program.graph_signature.inputs_to_buffers
-    made: dict[tuple[torch.fx.Node, int], torch.fx.Node] = {}
+    values = {**program.constants, **program.state_dict}  # buffers that no state dict keeps are among the former
+    made: dict[Any, list[tuple[torch.Tensor, torch.fx.Node]]] = {}
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor):
         x, factor = node.args
         name = constants.get(getattr(factor, "name", ""))
-        if name is not None:
-            first = made.setdefault((x, program.state_dict[name].data_ptr()), node)
-            if first is not node:
-                node.replace_all_uses_with(first)
-                program.graph.erase_node(node)
+        if name is None:
+            continue
+        value, seen = values[name], made.setdefault(x, [])
+        first = next((one for same, one in seen if same.dtype == value.dtype and torch.equal(same, value)), None)
+        if first is None:
+            seen.append((value, node))
+        else:
+            node.replace_all_uses_with(first)
+            program.graph.erase_node(node)
     program.graph_module.recompile()
     return program
 

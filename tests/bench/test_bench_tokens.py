@@ -117,6 +117,21 @@ def test_what_a_runner_refuses(exported: Exported, runner: Any) -> None:
     assert code == 0 and len(first["tokens"]) == 7 and first["tokens"][:2] == second["tokens"]
 
 
+@pytest.mark.parametrize("target", DECODERS)
+def test_a_cache_is_no_longer_than_asked(target: str, exported: Exported, runner: Any, tmp_path: Path) -> None:
+    export = exported(target)
+    model, files = tokens._files(target, export.path, export.facts["file"], "m", tmp_path)
+    job = {"schema": "edgekd/runner/1", "phase": "write", "runtime": target, "model": str(files[model]), "threads": 1}
+    prompt = artifact.read_json(export.path / "golden.json")["prompts"][0][:8]
+    request = {"schema": "edgekd/runner/1", "request": "write", "ids": prompt, "count": 4}
+    for context in (12, 2048):
+        held = context if target == "onnx" else min(context, export.facts["context"])  # its caller has to know
+        _, (opened, answer) = runner({**job, "context": context}, request)
+        assert opened["observed"]["context"] == held and len(answer["tokens"]) == 4
+    code, (_, found) = runner({**job, "context": 12}, {**request, "count": 5})
+    assert code == 1 and found["error"]["message"] == "13 tokens; the cache holds 12"
+
+
 def test_the_bench_of_this_host(texts: Texts, exported: Exported, tmp_path: Path) -> None:
     exports = [exported("gguf"), exported("onnx"), exported("litert")]
     facts = texts.bench(exports, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from transformers import AutoModelForSequenceClassification
 
 from edgekd import artifact, pipeline, recipe
@@ -287,3 +287,35 @@ def test_the_last_checkpoint_and_another_seed_may_be_asked_for(tiny, taught, tmp
     baseline = run(tiny, taught, tmp_path / "c", "baseline", *sets)  # it has no teacher to be steadied by
     best = max(entry["eval_accuracy"] for entry in trainer.evaluations(baseline["history"]))
     assert baseline["metrics"]["validation"]["accuracy"] == best
+
+
+def test_what_two_modules_share_is_kept_once(tmp_path: Path) -> None:
+    class Sharing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+            self.first.register_buffer("scale", torch.rand(3))
+            self.second.register_buffer("scale", self.first.scale)
+
+    model, other = Sharing(), Sharing()
+    trainer.save_best(model, tmp_path)
+    assert load_file(tmp_path / trainer.BEST).keys() == {"first.weight", "first.bias", "first.scale", "second.bias"}
+    load_model(other, str(tmp_path / trainer.BEST))
+    assert all(torch.equal(other.state_dict()[name], one) for name, one in model.state_dict().items())
+
+
+def test_a_student_is_judged_in_its_own_precision(tiny, taught, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Trained in bfloat16, evaluated in float32, as the artefacts are made."""
+    predict, seen = stage.transformers.predict, []
+
+    def watched(model, *rest, **named):  # type: ignore[no-untyped-def]
+        layer = next(one for one in model.modules() if isinstance(one, torch.nn.Linear))
+        hook = layer.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+        found = predict(model, *rest, **named)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(stage.transformers, "predict", watched)
+    run(tiny, taught, tmp_path, "student", "distill.precision=bf16", "distill.max_steps=2")
+    assert len(seen) > 2 and set(seen) == {torch.float32}

@@ -250,11 +250,36 @@ def test_what_a_residual_reads_too_is_scaled_by_its_static_readers(scheme: str) 
     found = outputs(reference.convert(prepared), text_classification)
     if scheme == "w8a8":
         torch.testing.assert_close(found, goal)
+    prepared.double().float()  # as from an accelerator and back: a buffer for each layer
     exported = program.export(prepared, text_classification, rows(text_classification)[0], 12)
     buffers = exported.graph_signature.inputs_to_buffers
     products = exported.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
     scaled = [len(node.users) for node in products if buffers.get(node.args[1].name, "").endswith("smooth")]
     assert scaled == ([3, 1, 3, 1] if scheme == "w8a8" else [])
+
+
+class Products(torch.nn.Module):
+    """One input times buffers: equal ones, the beginning of another, and one that no state dict keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("several", torch.arange(1.0, 5.0))
+        self.register_buffer("equal", self.several.clone())
+        self.register_buffer("view", self.several[:1])
+        self.register_buffer("single", torch.tensor(3.0), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = pixel_values
+        return x * self.several + (x * self.equal).relu() - x * self.view + x * self.single
+
+
+def test_only_equal_products_are_made_once() -> None:
+    """By value: a model that was on an accelerator has a tensor for each layer again."""
+    model, task = Products(), SimpleNamespace(INPUTS=("pixel_values",), logits=lambda output, inputs: output)
+    exported = program.export(model, task, {"pixel_values": np.zeros(4, np.float32)}, 4)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(exported.module()(x), model(x))
+    assert len(exported.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)) == 3
 
 
 @pytest.mark.parametrize("alpha", [1.0, -0.5, "much"])

@@ -144,7 +144,8 @@ def _litert(job: dict[str, Any]) -> Callable[[], Writer]:
                 raise RunnerError("failed", f"the file has no graph '{decode}' (it has {', '.join(names)})")
             self._sizes = sorted(int(name[len(prefill) :]) for name in names if name.startswith(prefill))
             details = model.get_input_tensor_details(decode)
-            self.context = int(details["mask"]["shape"][-1])
+            self._places = int(details["mask"]["shape"][-1])
+            self.context = min(job["context"], self._places)
             self._cache = {
                 name: model.create_input_buffer_by_name(decode, name) for name in details if name not in told
             }
@@ -161,7 +162,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Writer]:
         def feed(self, ids: Ids) -> int:
             ahead = ids[:-1]
             while ahead:
-                fitting = [size for size in self._sizes if self._fed + size <= self.context]  # padding fills it too
+                fitting = [size for size in self._sizes if self._fed + size <= self._places]  # padding fills it too
                 size = min([size for size in fitting if size >= len(ahead)], default=max(fitting, default=1))
                 self._run(f"{prefill}{size}" if fitting else decode, ahead[:size], size)
                 ahead = ahead[size:]
@@ -172,7 +173,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Writer]:
             tokens = np.zeros((1, size), np.int32)
             tokens[0, : len(ids)] = ids
             places = np.arange(self._fed, self._fed + size, dtype=np.int32)
-            mask = np.where(np.arange(self.context) <= places[:, None], np.float32(0), masked)[None, None]
+            mask = np.where(np.arange(self._places) <= places[:, None], np.float32(0), masked)[None, None]
             for buffer, one in zip(self._inputs[graph], (tokens, places, mask), strict=True):
                 buffer.write(one)
             given = dict(zip(told, self._inputs[graph], strict=True))
@@ -200,7 +201,8 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Writer]:
                 Path(job["model"]), verification=runtime.Verification.InternalConsistency
             )
             self._method = self._program.load_method("forward")
-            self.context = int(self._program.load_method("get_max_context_len").execute([])[0])
+            held = int(self._program.load_method("get_max_context_len").execute([])[0])
+            self.context = min(job["context"], held)
             self.observed = {"backend": "XnnpackBackend", "threads": portable_lib._threadpool_get_thread_count()}
 
         def reset(self) -> None:
