@@ -28,7 +28,7 @@ from edgekd.bench import devices, harness, results, runners, schedule
 from edgekd.bench.devices import Device
 from edgekd.bench.stage import FILE, visit
 from edgekd.bench.transports._contract import Transport
-from edgekd.errors import BadInput, EdgekdError
+from edgekd.errors import BadInput, DeviceError, EdgekdError
 from edgekd.measurement import Measurement
 from edgekd.recipe import Bench, Recipe
 
@@ -199,7 +199,7 @@ def _measure(
         for one in (one for one in some if not one.error):
             with one.trying():
                 workers[id(one)] = opened(one)
-                one.written = _continued(one, workers[id(one)])
+                one.written = _continued(one, workers[id(one)], bench.timeout_seconds)
         for size in (*PROMPTS, WRITE):
             able = [one for one in some if not one.error and size <= one.context]
             for one in able:  # untimed
@@ -247,22 +247,27 @@ def _cold(one: _Asked, worker: _Worker, prompt: Sequence[int]) -> None:
         worker.close()
 
 
-def _continued(one: _Asked, worker: _Worker) -> Facts:
+def _continued(one: _Asked, worker: _Worker, seconds: float) -> Facts:
     """The golden prompts as the device continues them, judged as ``verify/tokens.py`` does; {} where nothing tells.
 
     ``tokens`` places: ``equal`` to the Program's; ``ties``, where the Program's lead of its token over the next is
     within two bounds; ``differ``. After a tie the Program's token goes on, as far as a runner can be told (an encoder's
-    knows the source alone); a prompt with a difference is left there. ``agreement`` is the share that does not differ.
+    knows the source alone); a prompt with a difference is left there. ``agreement`` is the share that does not differ,
+    ``samples`` how many prompts were begun: after so many seconds there are no more (an emulated device).
     """
     if one.tie is None or not one.golden:
         return {}
-    counts = {"equal": 0, "ties": 0, "differ": 0}
+    counts, samples, began = {"equal": 0, "ties": 0, "differ": 0}, 0, time.monotonic()
     columns = (one.golden[name] for name in ("prompts", "tokens", "margins"))
     for prompt, tokens, margins in zip(*columns, strict=True):
+        if time.monotonic() - began > seconds:
+            break
         wanted = tokens[: one.context - len(prompt)]
-        at = 0
+        at, samples = 0, samples + 1
         while at < len(wanted):
             found = worker.ask("write", ids=[*prompt, *wanted[:at]], count=len(wanted) - at)["tokens"]
+            if len(found) != len(wanted) - at:
+                raise DeviceError(f"the runner wrote {len(found)} tokens of {len(wanted) - at}")
             same = next((i for i, pair in enumerate(zip(found, wanted[at:], strict=True)) if pair[0] != pair[1]), None)
             counts["equal"] += len(found) if same is None else same
             if same is None:
@@ -274,7 +279,7 @@ def _continued(one: _Asked, worker: _Worker) -> Facts:
                 break
     places = sum(counts.values())
     agreement = 1 - counts["differ"] / places if places else 1.0
-    return {"samples": len(one.golden["prompts"]), "tokens": places, **counts, "agreement": agreement}
+    return {"samples": samples, "tokens": places, **counts, "agreement": agreement}
 
 
 class _Worker:

@@ -138,6 +138,12 @@ def generative(name: str, settings: Quantize | None = None) -> Scheme:
             where="quantize.schemes",
             todo=f"Choose among {', '.join(GENERATIVE)}.",
         )
+    if found.smooth:
+        raise BadInput(
+            "activations of a student that writes text are not smoothed",
+            where="quantize.smooth",
+            todo="Leave it out.",
+        )
     if found.group != BLOCK:
         raise BadInput(
             f"quantize.group is {found.group}; runtimes of text generation share int4 scales among {BLOCK} inputs",

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import _texts
@@ -243,6 +244,19 @@ def test_another_models_text_is_noticed(texts: Texts, exported: Exported, tmp_pa
     assert check.name == "agreement with the Program on local" and check.passed is False
     (check,) = gate._answers(made, "perplexity", {}, facts["tie"])
     assert check.passed is True
+
+
+def test_golden_prompts_are_continued_for_so_long_and_whole() -> None:
+    golden = {"prompts": [[1], [2]], "tokens": [[5, 6], [7, 8]], "margins": [[9.0, 9.0], [9.0, 9.0]]}
+    asked: Any = SimpleNamespace(tie=1.0, golden=golden, context=64, target="onnx")
+    says: Any = SimpleNamespace(ask=lambda *_, ids, count: {"tokens": golden["tokens"][ids[0] - 1][-count:]})
+    assert tokens._continued(asked, says, 60)["samples"] == 2
+    assert tokens._continued(asked, says, -1) == {
+        "samples": 0, "tokens": 0, "equal": 0, "ties": 0, "differ": 0, "agreement": 1.0
+    }  # fmt: skip
+    short: Any = SimpleNamespace(ask=lambda *_, **__: {"tokens": [5]})
+    with pytest.raises(DeviceError, match="wrote 1 tokens of 2"):
+        tokens._continued(asked, short, 60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hand a peak on")

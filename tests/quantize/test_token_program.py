@@ -109,6 +109,8 @@ def test_refusals() -> None:
         schemes.generative("w8a8")
     with pytest.raises(BadInput, match="group is 64"):
         schemes.generative("w4", Quantize(group=64))
+    with pytest.raises(BadInput, match="not smoothed"):
+        schemes.generative("w8a8-dynamic", Quantize(smooth=0.5))
 
 
 def test_stage(folder: Path, tmp_path: Path) -> None:
