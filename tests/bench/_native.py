@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _emulated import OWN, emulator
 
 from edgekd import registry
 from edgekd.bench import runners
 
 BUILD = registry.folder("runtimes") / "linux" / "build.py"
-OWN = platform.machine().lower().replace("amd64", "x86_64")
-QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
 Runner = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
@@ -56,19 +52,13 @@ def runner_of(runtime: str) -> Runner:
 
 def emulated_runner_of(runtime: str) -> Runner:
     """The runner for 64-bit ARM under an emulator; skips where there is none."""
-    if OWN == "aarch64":
-        pytest.skip("this machine is aarch64 itself")
-    if QEMU is None:
-        pytest.skip("no qemu-aarch64 on the PATH and no EDGEKD_QEMU (10 or later; 7.2 crashes in ONNX Runtime)")
-    if not SYSROOT.is_dir():
-        pytest.skip(f"no {SYSROOT}: apt-get install g++-aarch64-linux-gnu")
-    folder = build(runtime, "aarch64")
-    emulated = caller(QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT), str(folder / "runner"))
+    before = emulator()
+    emulated = caller(*before, str(build(runtime, "aarch64") / "runner"))
 
     def call(*lines: Any) -> tuple[int, list[dict[str, Any]]]:
         code, found = emulated(*lines)
         if code < 0:
-            pytest.skip(f"{QEMU} ended with signal {-code}: qemu 10 or later is needed")
+            pytest.skip(f"{before[0]} ended with signal {-code}: qemu 10 or later is needed")
         return code, found
 
     return call

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from _native import OWN, build
+from _emulated import OWN
+from _native import build
 from _texts import Texts
 from test_arm_board import Board, board
 from test_browser import needs_browser

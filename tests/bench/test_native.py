@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from _embedding_sum import BLOCK, TABLE_VC, logits_of, row, write_onnx, write_small
-from _native import BUILD, OWN, Runner, build, caller, emulated_runner_of, runner_of
+from _emulated import OWN
+from _native import BUILD, Runner, build, caller, emulated_runner_of, runner_of
 
 SCHEMA = "edgekd/runner/1"
 

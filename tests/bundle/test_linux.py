@@ -6,8 +6,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-import platform
 import random
 import shutil
 import subprocess
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _emulated import OWN, emulator
 from _material import SHARED, ask_bundle
 from _run import Run
 
@@ -26,9 +25,6 @@ from edgekd.bundle import stage
 
 LINUX = registry.folder("runtimes") / "linux"
 BUILD = LINUX / "build"  # git ignores it; what is in it is not compiled again
-ARCH = platform.machine().lower().replace("amd64", "x86_64")
-QEMU = os.environ.get("EDGEKD_QEMU") or shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SYSROOT = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler
 WATCHED = "-g1 -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS"
 TEXTS = [
     "",
@@ -59,13 +55,13 @@ class Program:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def compiled(bundle: Path, arch: str = ARCH, kind: str = "Quick") -> Program:
+def compiled(bundle: Path, arch: str = OWN, kind: str = "Quick") -> Program:
     """From the bundle's sources, once for all bundles that have the same; skips where that cannot be done.
 
     ``Quick`` is no type of CMake's: nothing is optimized, which compiles in half the time. ``Watched`` ends at the
     first access or sum that is not defined.
     """
-    if arch != ARCH and shutil.which("aarch64-linux-gnu-g++") is None:
+    if arch != OWN and shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("no cross compiler: apt-get install g++-aarch64-linux-gnu")
     for tool, package in (("cmake", "cmake"), ("c++", "g++"), ("make", "make")):
         if shutil.which(tool) is None:
@@ -85,7 +81,7 @@ def compiled(bundle: Path, arch: str = ARCH, kind: str = "Quick") -> Program:
     if done.returncode != 0:
         assert "cannot be downloaded" in done.stderr or "pip is missing" in done.stderr, done.stderr
         pytest.skip(done.stderr.strip())
-    cross = [f"-DCMAKE_TOOLCHAIN_FILE={folder / 'cpp' / 'native' / 'aarch64.cmake'}"] if arch != ARCH else []
+    cross = [f"-DCMAKE_TOOLCHAIN_FILE={folder / 'cpp' / 'native' / 'aarch64.cmake'}"] if arch != OWN else []
     configure = ["cmake", "-S", folder / "cpp", "-B", folder / "build", f"-DCMAKE_BUILD_TYPE={kind}", *cross]
     configure += [f"-DCMAKE_CXX_FLAGS_WATCHED={WATCHED}"]
     for command in (configure, ["cmake", "--build", folder / "build", "--parallel", "2"]):
@@ -202,7 +198,7 @@ def test_the_library_in_an_app(program: Program, bundle: Path, tmp_path: Path) -
     """A program of somebody else's: the header, the library, and what its types promise."""
     source = Path(__file__).with_name("app_of_somebody.cc")
     folder = program.folder
-    [library] = (folder / "cpp" / "vendor" / ARCH / "lib").iterdir()
+    [library] = (folder / "cpp" / "vendor" / OWN / "lib").iterdir()
     command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'cpp'}", source]
     command += [folder / "build" / "libedgekd_app.a", library, f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "app"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -273,13 +269,8 @@ def asked_of(task: str) -> list[str]:
 
 
 def emulated(bundle: Path) -> Program:
-    if ARCH == "aarch64":
-        pytest.skip("this machine is aarch64 itself")
-    if QEMU is None:
-        pytest.skip("no qemu-aarch64 on the PATH and no EDGEKD_QEMU (10 or later; 7.2 crashes in ONNX Runtime)")
-    if not SYSROOT.is_dir():
-        pytest.skip(f"no {SYSROOT}: apt-get install g++-aarch64-linux-gnu")
-    return Program(compiled(bundle, "aarch64").folder, (QEMU, "-cpu", "cortex-a76", "-L", str(SYSROOT)))
+    before = emulator()
+    return Program(compiled(bundle, "aarch64").folder, before)
 
 
 @pytest.fixture(scope="module", params=itertools.product(TASKS, TARGETS), ids="-".join)
