@@ -70,8 +70,8 @@ class Tails:
         self.last: torch.Tensor | None = None
 
     def add(self, x: torch.Tensor) -> None:
-        """Count the values of ``x`` [..., width]; the same tensor at once again (query, key, value) counts once."""
-        if x is self.last:
+        """Count the values of ``x`` [..., width]; the same at once again (query, key, value) count once."""
+        if _again(self.last, x):
             return
         values = x.detach().float().reshape(-1).numpy()
         self.last, self.count = x, self.count + len(values)
@@ -91,6 +91,11 @@ class Tails:
         return float(ordered[rank]), float(ordered[-1 - rank])
 
 
+def _again(last: torch.Tensor | None, x: torch.Tensor) -> bool:
+    """By value: layers that smooth what they read (``reference.smoothed``) each make a tensor of their own."""
+    return last is not None and (x is last or torch.equal(x, last))
+
+
 class Histogram:
     """Counts of all values between two bounds: enough to know what a narrower range would cost."""
 
@@ -98,11 +103,12 @@ class Histogram:
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = min(low, 0.0), max(high, 0.0)
-        self.counts, self.last = torch.zeros(self.BINS, dtype=torch.float64), None
+        self.counts = torch.zeros(self.BINS, dtype=torch.float64)
+        self.last: torch.Tensor | None = None
 
     def add(self, x: torch.Tensor) -> None:
-        """Count the values of ``x``; the same tensor at once again counts once."""
-        if x is not self.last and self.low < self.high:
+        """Count the values of ``x``; the same at once again count once."""
+        if not _again(self.last, x) and self.low < self.high:
             self.last = x
             self.counts += torch.histc(x.detach().float(), self.BINS, self.low, self.high).double()
 

@@ -22,7 +22,7 @@ most. Its int8 readers of static scales divide by the factors themselves: one pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ KEEPS = frozenset(
     }
 )
 LOOKS = frozenset({aten.sym_size.int, aten._assert_tensor_metadata.default})  # at shapes alone
+ROWS = 128  # that factors are chosen by: more choose the same powers of two
 KINDS = {aten.relu.default: "relu", MULTIPLY: "gate"} | dict.fromkeys(MIXES, "attention")
 
 
@@ -87,7 +88,7 @@ class Source:
 def fold(
     student: nn.Module, scheme: Scheme, alpha: float, rows: Sequence[Encoded], task: Any, max_length: int
 ) -> Facts:
-    """Smooth ``student`` in place, by what ``rows`` give, where layers with int8 activations read what can be scaled.
+    """Smooth ``student`` in place, by what the first of ``rows`` give, where layers with int8 activations read what can be scaled.
 
     Facts: ``alpha``; ``pairs``, how many norms and layers were scaled, by what lies between them and their readers, and
     how many norms have readers that scale for themselves (``product``); ``left``, how many layers with int8 activations
@@ -106,7 +107,7 @@ def fold(
     for source in (source for source in found if not source.free.any()):
         source.readers = {name: ids for name, ids in source.readers.items() if activations.get(name) == "static"}
     found = [source for source in found if int8 & source.readers.keys()]
-    largest = _largest(student, [name for source in found for name in source.readers], rows, task)
+    largest = _largest(student, [name for source in found for name in source.readers], rows[:ROWS], task)
     pairs: Counter[str] = Counter()
     for source in found:
         x_O, w_O = torch.zeros(2, len(source.free), dtype=torch.float64)
@@ -122,21 +123,13 @@ def fold(
             for name, ids_I in source.readers.items():
                 linear[name].weight.mul_(factor_O[ids_I])
         if not folded:
-            _divide(linear, source, factor_O)
+            for name, ids_I in source.readers.items():
+                layer: Any = linear[name]
+                layer.__class__ = Smoothed
+                layer.register_buffer("smooth", 1 / factor_O[ids_I])
         pairs[source.kind if folded else "product"] += 1
     read = {name for source in found for name in source.readers}
     return {"alpha": alpha, "pairs": dict(sorted(pairs.items())), "left": len(int8 - read)}
-
-
-def _divide(linear: Mapping[str, nn.Linear], source: Source, factor_O: torch.Tensor) -> None:
-    """Let the readers of a source divide by the factors; those that read the same channels share one tensor."""
-    shared: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for name, ids_I in source.readers.items():
-        inverse_I = next((inverse for ids, inverse in shared if torch.equal(ids, ids_I)), 1 / factor_O[ids_I])
-        shared.append((ids_I, inverse_I))
-        layer: Any = linear[name]
-        layer.__class__ = Smoothed
-        layer.register_buffer("smooth", inverse_I)
 
 
 def sources(student: nn.Module, task: Any, row: Encoded, max_length: int) -> list[Source]:

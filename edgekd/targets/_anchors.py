@@ -3,7 +3,7 @@
 XNNPACK multiplies int8 inputs of a static scale to int8 outputs only; to floats it multiplies inputs whose range it
 takes from each row. So each row gets two columns more, the ends of the static range: then the range of every row is
 the static one, and with it scale and zero point. The weights of these columns are zero. The row was rounded to the
-static steps before, so it is found on them again: exactly, because an activation scale has 16 significant bits
+static steps before, so it is found on them again: exactly, because an activation scale has 8 significant bits
 (``quantize/reference.py``), and so both ends and their distance are float32 numbers.
 """
 

@@ -119,7 +119,7 @@ def test_a_replayed_row_pulls_to_what_was_said_of_it(learned: pipeline.Result, t
     inputs = both.collate(picked)
     numbers = inputs.pop("rows").tolist()
     assert numbers == [3, 7]
-    _, found = ways["measure"](learner, learner, both, [], inputs, numbers, 1.0, 2.0)
+    _, found = ways["measure"](learner, both, [], inputs, numbers, 1.0, 2.0)
     old = [row["text"] for row in (read_split(data.path, "replay"))]
     order = sorted(np.random.default_rng(0).permutation(len(old))[:160].tolist())
     soft = []
