@@ -6,6 +6,9 @@ returns the integers, and reading the package back proves it.
 
 Arithmetic is float32 as in all Core ML artefacts of edgekd; states are halves, because Core ML has no others.
 ``causalMask`` [1, 1, S, end] says by its length where the new tokens stand, as Apple's own models do.
+
+On a Mac the session is Apple's runtime. Elsewhere the saved file is read back and evaluated in numpy, as that of a
+target is (``targets/coreml.py``): it proves what the file says, not what Apple's kernels make of it.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifact import Facts
-from edgekd.errors import Environment, StepFailed
+from edgekd.errors import StepFailed
 from edgekd.generators import _contract
 from edgekd.generators._contract import MODEL, Numbers
 from edgekd.registry import require
-from edgekd.targets.coreml import normalise
+from edgekd.targets.coreml import REFERENCE, normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +44,10 @@ IDS, MASK, LOGITS = "inputIds", "causalMask", "logits"
 KEYS, VALUES = "keyCache", "valueCache"  # and the index of a layer
 TABLE, HEAD = "model.embed_tokens", "lm_head"
 MASKED = -1e4  # exp of it is 0, and it is a number in halves
+WHOLE = (
+    "test rows are evaluated in one piece, without the cut that leaves the last token to the head; prompts and what is "
+    "written as the file says"
+)
 QUANTIZED = 3  # coremltools' name for linear quantization in `_COREML_/weight/compression_type`
 
 
@@ -217,13 +224,18 @@ class Session(_contract.Cached):
         """Logits after the last of these tokens, float32 [V]."""
         import numpy as np
 
+        return np.asarray(self._logits(self._inputs(ids)), np.float32)[0, -1].copy()
+
+    def _inputs(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """Of the next tokens, which count as fed from here on."""
+        import numpy as np
+
         self._room(len(ids))
         end = self._fed + len(ids)
         seen = np.arange(end) <= np.arange(self._fed, end)[:, None]
         mask = np.where(seen, 0, MASKED).astype(np.float32)[None, None]
-        logits = self._logits({IDS: np.array([list(ids)], np.int32), MASK: mask})
         self._fed = end
-        return np.asarray(logits, np.float32)[0, -1].copy()
+        return {IDS: np.array([list(ids)], np.int32), MASK: mask}
 
     def _logits(self, inputs: Mapping[str, np.ndarray]) -> Any:
         raise NotImplementedError
@@ -260,7 +272,7 @@ class AppleSession(Session):
 
 
 class ReferenceSession(Session):
-    """The MIL reference evaluation of the saved file, its states in numpy: for tests of small models."""
+    """The MIL reference evaluation of the saved file, its states in numpy."""
 
     def __init__(self, artifact: Path) -> None:
         from importlib.metadata import version
@@ -269,14 +281,22 @@ class ReferenceSession(Session):
 
         self._evaluation: Any = Evaluation(artifact / FILE, integers=False)
         self._evaluation.reset()
+        self._cut = self._evaluation.last("slice_by_index")
         super().__init__(_size(artifact))
         self.observed = {
             "runtime": "MIL reference evaluation (not Apple's runtime)",
             "version": f"coremltools {version('coremltools')}",
+            "provider": "numpy",
             "threads": None,
             "max_length": self._size,
-            "caveats": ["cache of keys and values in fp16", "not Apple's runtime: speed says nothing"],
+            "caveats": [REFERENCE, WHOLE, "cache of keys and values in fp16"],
         }
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each of these tokens, float32 [S, V], from an empty cache; in one piece, see ``WHOLE``."""
+        self.reset()
+        logits: np.ndarray = self._evaluation(self._inputs(ids), without=self._cut)[0]
+        return logits
 
     def _logits(self, inputs: Mapping[str, np.ndarray]) -> Any:
         return self._evaluation(inputs)
@@ -291,11 +311,12 @@ def _size(artifact: Path) -> int:
 
 
 def open_session(artifact: Path, *, threads: int = 1) -> Session:
-    """Open ``artifact/model.mlpackage`` by Apple's runtime, which chooses its own number of threads.
+    """Open ``artifact/model.mlpackage``: Apple's runtime on a Mac, the MIL reference evaluation elsewhere.
 
-    Raises Environment elsewhere: ``ReferenceSession`` evaluates small packages there, for tests.
+    Neither takes a thread count.
     """
     require("coremltools", extra)
-    if not runs:
-        raise Environment("Core ML runs on a Mac only", where="coreml", todo="Copy the package to one.")
-    return AppleSession(artifact)
+    try:
+        return AppleSession(artifact) if runs else ReferenceSession(artifact)
+    except Exception as error:  # coremltools, protobuf and Apple's runtime raise anything for a broken package
+        raise StepFailed(f"Core ML package cannot be opened ({error})", where=str(artifact / FILE)) from None

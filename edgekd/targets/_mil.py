@@ -68,20 +68,33 @@ class Evaluation:
             if types.is_state(variable.sym_type):
                 _set(variable, np.zeros(variable.shape, np.float16))
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The only output, as it is: inputs by name, in the shapes and types of the file."""
+    def last(self, kind: str) -> Any:
+        """The operator of this kind that is nearest to the output."""
+        operation = self._function.outputs[0].op
+        while operation.op_type != kind:
+            operation = operation.x.op
+        return operation
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], without: Any = None) -> np.ndarray:
+        """The only output, as it is: inputs by name, in the shapes and types of the file.
+
+        ``without`` is an operator that hands its input on instead.
+        """
         import numpy as np
 
         for name, value in inputs.items():
             _set(self._function.inputs[name], value)
         with self._function:  # inference of some operators asks for the block that they stand in
             for operation, kernel in self._operations:
-                if kernel is not None:
+                if operation is without:
+                    _store(operation, operation.x.val)
+                elif kernel is not None:
                     _store(operation, kernel(operation))
-                    continue
-                operation.type_value_inference(overwrite_output=True)
-                if any(output.val is None for output in operation.outputs):
-                    raise StepFailed(f"coremltools cannot evaluate '{operation.op_type}' outside macOS", where="coreml")
+                else:
+                    operation.type_value_inference(overwrite_output=True)
+                    if any(output.val is None for output in operation.outputs):
+                        what = f"coremltools cannot evaluate '{operation.op_type}' outside macOS"
+                        raise StepFailed(what, where="coreml")
         return np.array(self._function.outputs[0].val, np.float32)
 
 

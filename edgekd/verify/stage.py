@@ -42,7 +42,7 @@ def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     whole = registry.load("tasks", recipe.task)
     target, task = registry.load("targets", inputs.variant["target"]), _parts.of(whole, inputs.variant)
     test = read_split(inputs["data"].path, "test")
-    asked = subset(test, task.group_text, _limit(recipe.verify, target.slow))
+    asked = subset(test, task.group_text, row_limit(recipe.verify, target.slow))
     examples = [test[row] for row in asked]
     places = _parts.places(task, examples)  # of the rows that this artefact answers among those that are scored
     rows = [asked[place] for place in places]
@@ -253,7 +253,8 @@ def _encoded(
         yield from task.encode(processor, examples[start : start + AT_ONCE], max_length)
 
 
-def _limit(verify: Any, slow: bool) -> int | None:
+def row_limit(verify: Any, slow: bool) -> int | None:
+    """How many test rows are asked at most; ``slow``: the host can only evaluate the artefact."""
     limits = [verify.samples, verify.slow_samples if slow else None]
     return min((limit for limit in limits if limit is not None), default=None)
 

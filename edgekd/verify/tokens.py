@@ -5,7 +5,8 @@ token by token, with what the Program wrote: where another token comes, the Prog
 next says whether that was a tie (a lead of no more than twice the bound of an output) or a difference; the Program's
 token goes on, so that every place is judged. A prompt fed token by token must give what it gives in one piece; a
 source that an encoder reads must give the same beside longer ones. Some rows are answered, and what was written is
-compared with their targets. Facts have the shape of those of any other artefact; the verdict is ``gate.py``'s.
+compared with their targets. Where the host has no runtime and can only evaluate the artefact, an evenly spread subset
+of rows is taken, as in ``stage.py``. Facts have the shape of those of any other artefact; the verdict is ``gate.py``'s.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgekd.teach import writing
 from edgekd.teach.answers import has_answers
 from edgekd.teach.cache import read_logits
 from edgekd.verify import faithful
-from edgekd.verify.stage import OUTPUTS, spread
+from edgekd.verify.stage import OUTPUTS, row_limit, spread
 
 # Between one piece and many: other kernels multiply a matrix and a vector. A share of the outputs' range.
 PIECES = 0.03
@@ -37,15 +38,13 @@ OVERHEAD, SHARE = 2_000_000, 1.15  # of a file beside its numbers: graph, tokeni
 def run(recipe: Any, inputs: Inputs, out: Path) -> Facts:
     """Write ``logits.safetensors`` (outputs per token, ``rows``); returns the facts.
 
-    ``inputs.variant`` names target and scheme; parents: export, quantize, distill, teach, data. Raises StepFailed where
-    this host has no runtime for it, or it gives numbers that are not finite.
+    ``inputs.variant`` names target and scheme; parents: export, quantize, distill, teach, data. Raises StepFailed for
+    an artefact that cannot be opened, or gives numbers that are not finite.
     """
     began = time.monotonic()
     writer, task = registry.load("generators", inputs.variant["target"]), registry.load("tasks", recipe.task)
-    if not writer.runs:
-        raise StepFailed("this host has no runtime for it, so nothing is proven", where=inputs.variant["target"])
     test = read_split(inputs["data"].path, "test")
-    rows = spread(len(test), recipe.verify.samples)
+    rows = spread(len(test), row_limit(recipe.verify, slow=not writer.runs))
     examples = [test[row] for row in rows]
     processor, limit = task.processor(inputs["quantize"].path / "model"), recipe.data.max_length
     encoded = task.encode(processor, examples, limit)

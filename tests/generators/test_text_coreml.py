@@ -10,7 +10,7 @@ import torch
 from _language import program, says_what_it_is, student
 
 from edgekd.artifact import read_json
-from edgekd.errors import BadInput, Environment
+from edgekd.errors import BadInput
 from edgekd.generators import _contract, stage
 from edgekd.generators import coreml as writer
 from edgekd.quantize import scheme as schemes
@@ -45,15 +45,22 @@ def test_package_holds_the_program_and_says_what_it_computes(
     with torch.no_grad():
         wanted = tokens.load(made)(input_ids=torch.tensor([[*prompt, *written]])).logits[0].numpy()
     bound = writer.golden_bound(scheme, float(np.ptp(wanted)))
-    session.score(written)  # what it knows is forgotten
-    session.reset()
+    assert np.abs(session.score([*prompt, *written]) - wanted).max() <= bound
+    session.reset()  # what it knows is forgotten
     found = [session.feed(prompt), *(session.feed([one]) for one in written)]
     assert np.abs(np.stack(found) - wanted[len(prompt) - 1 :]).max() <= bound
     with pytest.raises(BadInput, match="the package's cache holds 32"):
         session.feed([1] * 32)
-    if not writer.runs:
-        with pytest.raises(Environment, match="on a Mac only"):
-            writer.open_session(artifact)
+
+
+def test_a_full_cache_is_read_in_one_piece_as_token_by_token(tmp_path: Path) -> None:
+    made, artifact = program(student(tmp_path / "s"), "w8", tmp_path / "p"), tmp_path / "a"
+    artifact.mkdir()
+    writer.export(made, artifact, max_length=32)
+    session, ids = writer.ReferenceSession(artifact), list(range(40, 72))
+    whole = session.score(ids)
+    assert whole.shape == (32, 400)
+    assert np.abs(whole - _contract.Cached.score(session, ids)).max() <= 1e-3 * np.ptp(whole)
 
 
 def test_schemes() -> None:
