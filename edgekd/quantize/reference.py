@@ -44,8 +44,10 @@ def quantize_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor, top: int = W
 
 
 def short(scale: torch.Tensor) -> torch.Tensor:
-    """``scale`` (float32) in 8 significant bits: its products with int8, and these with 255, are exact, so the ends of a
-    range give back scale and zero point, whoever divides them."""
+    """``scale`` (float32) in 8 significant bits: its products with int8, and these with 255, are exact.
+
+    So the ends of a range give back scale and zero point, whoever divides them.
+    """
     mantissa, exponent = torch.frexp(scale)
     return torch.ldexp((mantissa * 2**8).round(), exponent - 8)
 

@@ -88,7 +88,7 @@ class Source:
 def fold(
     student: nn.Module, scheme: Scheme, alpha: float, rows: Sequence[Encoded], task: Any, max_length: int
 ) -> Facts:
-    """Smooth ``student`` in place, by what the first of ``rows`` give, where layers with int8 activations read what can be scaled.
+    """Smooth ``student`` in place where layers with int8 activations read what can be scaled, by the first of ``rows``.
 
     Facts: ``alpha``; ``pairs``, how many norms and layers were scaled, by what lies between them and their readers, and
     how many norms have readers that scale for themselves (``product``); ``left``, how many layers with int8 activations
