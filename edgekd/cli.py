@@ -630,6 +630,8 @@ def _show_report(document: dict[str, Any], folder: Path, as_json: bool) -> None:
     _table(f"{document['name']}: {document['verdict']}", *console(document))
     for reason in document["reasons"]:
         _print(f"- {reason}")
+    for name, why in document["refused"].items():
+        _print(f"{name} was not made: {why}.")
     _print(f"report: {folder / 'report.html'}")
 
 

@@ -76,8 +76,9 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
     recipe, folder = loaded
     rows += [_device(name, recipe) for name in recipe.bench.devices if recipe.bench.enabled]
     planned = pipeline.plan(recipe, folder)
-    runs = [p.step.id for p in planned if p.status == "run"]
-    rows.append(_row("plan", "ok", f"{len(planned) - len(runs)} steps made, {len(runs)} to run"))
+    made, runs = (sum(p.status == status for p in planned) for status in ("hit", "run"))
+    rows.append(_row("plan", "ok", f"{made} steps made, {runs} to run"))
+    rows += [_row("plan", "note", p.why) for p in planned if p.status == "refused"]
     data = pipeline.run(recipe, folder, until="data").steps["data"]
     facts = data.facts
     rows.append(_row("data", "ok", ", ".join(f"{name} {count}" for name, count in facts["rows"].items())))
@@ -88,8 +89,8 @@ def examine(loaded: tuple[Recipe, Path] | None) -> list[dict[str, str]]:
         return rows
     from edgekd.distill import examine as distillation
 
-    made = pipeline.finished(recipe, folder).steps
-    teach, baseline = made.get("teach"), made.get("distill-baseline")
+    steps = pipeline.finished(recipe, folder).steps
+    teach, baseline = steps.get("teach"), steps.get("distill-baseline")
     known = scheme.of_task(generates(registry.load("tasks", recipe.task)))
     rows += [_row(*finding) for finding in distillation.examine(recipe, data, teach, baseline, known)]
     return rows

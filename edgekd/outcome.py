@@ -144,6 +144,7 @@ def document(result: Result) -> dict[str, Any]:
             headline=registry.load("tasks", result.recipe.task).HEADLINE,
             discordant=_discordant(result),
             agreement=_agreement(result),
+            refused=variants.refused(result.recipe),
         )
     )
 

@@ -137,7 +137,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Planned:
-    """What would happen to a step: ``hit`` or ``run``, and why."""
+    """What would happen to a step: ``hit``, ``run`` or ``refused``, and why."""
 
     step: Step
     status: str
@@ -246,7 +246,11 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
         else:
             resumes = artifact.partial_of(path).is_dir()
             planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
-    return planned
+    refused = variants.refused(recipe)
+    left_out = [pair for pair in variants.pairs(recipe) if variants.label(pair) in refused]
+    return planned + [
+        Planned(Step("export", EXPORT, variant=pair), "refused", refused[variants.label(pair)]) for pair in left_out
+    ]
 
 
 def _lengths(facts: Mapping[str, Any]) -> str:

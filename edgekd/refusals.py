@@ -12,7 +12,6 @@ from typing import Any
 from edgekd import processes, registry, variants
 from edgekd.bench import devices, tokens
 from edgekd.errors import BadInput
-from edgekd.quantize import scheme as schemes
 from edgekd.recipe import Recipe
 from edgekd.tasks import _parts
 from edgekd.tasks._contract import generates
@@ -68,9 +67,9 @@ def check(recipe: Recipe) -> None:
         _check_student(recipe)
         if recipe.bench.enabled:
             tokens.reach(recipe.bench)
-    for scheme in variants.schemes(recipe):
-        for target in recipe.export.targets:
-            _check_pair(registry.load(group, target), target, schemes.get(scheme, recipe.quantize))
+    for target in recipe.export.targets:
+        registry.load(group, target)
+    _check_pairs(recipe)
 
 
 def _check_task(recipe: Recipe, task: Any) -> None:
@@ -152,10 +151,17 @@ def _check_student(recipe: Recipe) -> None:
             generators.check_widths(made, writer.block, target)
 
 
-def _check_pair(module: Any, target: str, scheme: schemes.Scheme) -> None:
-    """Refuse, with the reason, a scheme that a target cannot carry, or one of the layers that it mixes in."""
-    for kind in sorted(scheme.kinds() - module.accepts):
-        what = scheme.name if kind == scheme.name else f"{kind} layers, which {scheme.name} mixes in here"
-        why = module.refuses.get(kind, "not written yet")
-        todo = f"Choose another scheme or drop the target; it accepts {', '.join(sorted(module.accepts))}."
-        raise BadInput(f"{target} does not accept {what}: {why}", where="recipe", todo=todo)
+def _check_pairs(recipe: Recipe) -> None:
+    """Refuse a scheme that no target carries, and a target that carries none of the quantized schemes.
+
+    Other pairs that are refused are left out of the plan, which tells the reason: see ``variants.refused``.
+    """
+    quantized = [scheme for scheme in variants.schemes(recipe) if scheme != "fp32"]
+    rows = [[variants.refusal(recipe, target, scheme) for target in recipe.export.targets] for scheme in quantized]
+    for reasons in (*rows, *zip(*rows, strict=True)):
+        if all(reasons):
+            accepts = "; ".join(
+                f"{target} accepts {', '.join(sorted(registry.load(variants.group(recipe), target).accepts))}"
+                for target in recipe.export.targets
+            )
+            raise BadInput(str(reasons[0]), where="recipe", todo=f"Choose another scheme or target: {accepts}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgekd import registry
+from edgekd.quantize import scheme as known
 from edgekd.recipe import Recipe
 from edgekd.tasks import _parts
 from edgekd.tasks._contract import generates
@@ -26,9 +27,29 @@ def programs(recipe: Recipe) -> list[dict[str, str]]:
     return [{**part, "scheme": scheme} for part in parts for scheme in schemes(recipe)]
 
 
-def artifacts(recipe: Recipe) -> list[dict[str, str]]:
-    """Variants of the export stage: each Program, for each target."""
+def pairs(recipe: Recipe) -> list[dict[str, str]]:
+    """Each Program with each target, those that are refused among them."""
     return [{"target": target, **program} for target in recipe.export.targets for program in programs(recipe)]
+
+
+def artifacts(recipe: Recipe) -> list[dict[str, str]]:
+    """Variants of the export stage: each Program, for each target that carries it."""
+    return [pair for pair in pairs(recipe) if refusal(recipe, pair["target"], pair["scheme"]) is None]
+
+
+def refused(recipe: Recipe) -> dict[str, str]:
+    """Artefacts that are not made, by name (``onnx-w8a8``), with the reason."""
+    found = {label(pair): refusal(recipe, pair["target"], pair["scheme"]) for pair in pairs(recipe)}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def refusal(recipe: Recipe, target: str, scheme: str) -> str | None:
+    """Why a target cannot carry a scheme, or one of the layers that it mixes in; None where it can."""
+    module, wanted = registry.load(group(recipe), target), known.get(scheme, recipe.quantize)
+    for kind in sorted(wanted.kinds() - module.accepts):
+        what = scheme if kind == scheme else f"{kind} layers, which {scheme} mixes in here"
+        return f"{target} does not accept {what}: {module.refuses.get(kind, 'not written yet')}"
+    return None
 
 
 def label(variant: Mapping[str, str], *names: str) -> str:

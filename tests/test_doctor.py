@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from edgekd import doctor, pipeline, recipe
 from edgekd.quantize import scheme
@@ -125,3 +126,20 @@ def test_a_scheme_or_a_layer_that_a_target_cannot_carry_is_refused_at_plan_time(
             said = edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", tmp_path / "run", *sets)
             assert said.code == 2 and "Traceback" not in said.err
             assert reason.split()[0] in said.err and f"{target['name']} does not accept {kind}" in said.err
+
+
+def test_a_pair_that_is_refused_is_left_out_and_its_reason_told(tiny, edgekd, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def plan(*schemes: str) -> Any:
+        sets = ("--set", "export.targets=[onnx, executorch]", "--set", f"quantize.schemes=[{', '.join(schemes)}]")
+        return edgekd("plan", tiny.folder / "recipe.yaml", "--run-dir", tmp_path / "run", "--json", *sets)
+
+    steps = {row["step"]: row for row in plan("w8a8", "w4").json["steps"]}
+    made = {f"{stage}-{name}" for stage in ("export", "verify") for name in ("onnx-w8a8", "onnx-w4", "executorch-w8a8")}
+    assert made < steps.keys() and "verify-executorch-w4" not in steps
+    assert (
+        steps["export-executorch-w4"]["status"] == "refused"
+        and "groups of int4" in steps["export-executorch-w4"]["why"]
+    )
+    assert all(steps[name]["status"] == "run" for name in made)
+    said = plan("w4", "fp16")  # nothing is left of one target
+    assert said.code == 2 and "executorch does not accept w4" in said.err

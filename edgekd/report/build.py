@@ -55,6 +55,7 @@ class RunFacts:
     headline: str = "accuracy"
     discordant: tuple[int, int] | None = None
     agreement: Mapping[str, Sequence[Facts]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)  # artefacts that a target cannot carry, and why
 
 
 def document(run: RunFacts) -> Document:
@@ -95,6 +96,7 @@ def document(run: RunFacts) -> Document:
         "retention": retention(run.student, run.baseline),
         "on_policy": on_policy(run.student),
         "artifacts": artifacts,
+        "refused": dict(run.refused),
         "quantization": {
             scheme: {
                 key: facts.get(key) for key in ("method", "chosen_step", "trace", "metrics", "calibration", "mixed")

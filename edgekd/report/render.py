@@ -455,6 +455,7 @@ def markdown(document: Document) -> str:
         ),
         "",
     ]
+    lines += [f"{_md(name)} was not made: {_md(why)}." for name, why in document["refused"].items()]
     for entry in document["artifacts"]:
         lines += [f"{_md(entry['name'])}: {_md(caveat)}." for caveat in (entry["runtime"] or {}).get("caveats", [])[:1]]
         lines += [f"{_md(entry['name'])}: {faithful(entry['faithful'])}."] if entry["faithful"] else []

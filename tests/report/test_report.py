@@ -429,3 +429,10 @@ def test_plots_of_nothing_and_of_one_value() -> None:
 
 def test_series_differ_in_shape_as_well_as_colour() -> None:
     assert len({plots.mark(shape, 0, 5, 5).split()[0] + plots.mark(shape, 0, 5, 5)[-40:] for shape in range(4)}) == 4
+
+
+def test_what_was_not_made_is_told_with_the_reason(run: RunFacts) -> None:
+    made = build.document(dataclasses.replace(run, refused={"tape-w4": "tape does not accept w4: it has no bits"}))
+    for page in (render.html(made), render.markdown(made)):
+        assert "tape does not accept w4: it has no bits." in page
+    assert "not accept" not in render.html(build.document(run))
