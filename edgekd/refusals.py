@@ -83,12 +83,6 @@ def _check_task(recipe: Recipe, task: Any) -> None:
         raise BadInput(f"an endpoint does not teach {recipe.task} yet", where="teacher.endpoint")
     if recipe.teach.members:
         raise BadInput(f"several teachers of {recipe.task} are not joined yet", where="teach.members")
-    if recipe.quantize.weights in ("gptq", "awq"):
-        raise BadInput(
-            f"{recipe.quantize.weights} is not carried over to models with an encoder and a decoder yet",
-            where="quantize.weights",
-            todo="Take mse.",
-        )
     narrow = [name for name in NARROWING if getattr(student, name)] + ["prune"] * (student.prune != "none")
     if narrow:
         raise BadInput(

@@ -132,6 +132,7 @@ class Task:
     """What the quantize stage asks of a task that writes text."""
 
     INPUTS = ("input_ids", "attention_mask")
+    GENERATES = True
 
     @staticmethod
     def processor(folder: Path) -> Any:

@@ -83,7 +83,6 @@ def test_a_student_learns_what_its_teacher_writes(world: Path, tmp_path: Path) -
         ({"distill": {"student": {"hidden_size": 32}}}, "cut by layers alone"),
         ({"distill": {"student": {"vocabulary": 0.9}}}, "cut by layers alone"),
         ({"quantize": {"schemes": ["w8a8-dynamic"]}}, "does not accept w8a8-dynamic"),
-        ({"quantize": {"schemes": ["w4"], "weights": "gptq"}}, "gptq is not carried over"),
         ({"teach": {"members": [{"model": "m"}]}}, "several teachers"),
         ({"teacher": {"endpoint": {"base_url": "http://localhost", "model": "m"}, "model": "m"}}, "endpoint"),
     ],

@@ -96,11 +96,14 @@ def quantized(
     some = random.Random(recipe.seed).sample(encoded["train"], count)
     found: weights.Numbers = {}  # a library's choice, which every trial of `mixed` would make again
 
+    chosen: dict[str, int] = {}  # layers by how their int4 weights were chosen, of the latest model
+
     def calibrated(scheme: Scheme) -> nn.Module:
+        chosen.clear()
         model = reference.prepare(copy.deepcopy(student), scheme).requires_grad_(True)
         least = settings.calibration == "mse"
         qat.calibrate(model, some, settings.percentile, task.INPUTS, least_squares=least)
-        weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id, found)
+        chosen.update(weights.choose(model, student, scheme, settings.weights, some, task, pad_token_id, found))
         return model
 
     apart: list[Any] = []
@@ -150,7 +153,7 @@ def quantized(
     if settings.calibration == "percentile":
         calibration["percentile"] = settings.percentile
     if any(layer.kind.group for _, layer in reference.layers(model)):
-        calibration["weights"] = settings.weights
+        calibration |= {"weights": settings.weights, "layers": chosen}
     method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
     facts |= {"method": method, "chosen_step": step, "trace": trace, "layers": layers, "calibration": calibration}
     return reference.convert(model), facts

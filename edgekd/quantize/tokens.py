@@ -103,7 +103,8 @@ def trained(
     train = writing.taught(inputs["teach"].path, data.path, "train")
     count = min(settings.calibration_samples, len(train))
     model = prepare(copy.deepcopy(student), scheme)
-    choose(model, student, scheme, settings.weights, encode(random.Random(recipe.seed).sample(train, count)), task)
+    some = encode(random.Random(recipe.seed).sample(train, count))
+    chosen = choose(model, student, scheme, settings.weights, some, task)
     model.requires_grad_(True).to(transformers.device())
     student.to(transformers.device())
     judge = partial(
@@ -132,7 +133,7 @@ def trained(
         )
     step = qat.chosen(trace)
     method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
-    calibration = {"samples": count, "seed": recipe.seed, "weights": settings.weights}
+    calibration = {"samples": count, "seed": recipe.seed, "weights": settings.weights, "layers": chosen}
     student.cpu()
     return model.cpu(), {"method": method, "chosen_step": step, "trace": trace, "calibration": calibration}
 
@@ -288,12 +289,18 @@ def ends(model: nn.Module) -> tuple[nn.Embedding, nn.Module | None]:
     return table, model.get_output_embeddings()
 
 
-def choose(model: nn.Module, student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Any], task: Any) -> None:
-    """Choose the int4 weights of ``model`` (prepared) by ``quantize.weights``, and put their scales on the grid."""
-    weights.choose(model, student, scheme, how, rows, task, 0)
+def choose(
+    model: nn.Module, student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Any], task: Any
+) -> dict[str, int]:
+    """Choose the int4 weights of ``model`` (prepared) by ``quantize.weights``, and put their scales on the grid.
+
+    Returns how many layers were chosen in each way.
+    """
+    chosen = weights.choose(model, student, scheme, how, rows, task, 0)
     for _, layer in reference.layers(model):
         if layer.kind.group:
             layer.w_scale.copy_(grid_scale(layer.w_scale))
+    return chosen
 
 
 def convert(model: nn.Module) -> tuple[nn.Module, Numbers, list[Facts]]:

@@ -9,9 +9,11 @@ encoder is not.)
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +22,8 @@ from torch import nn
 
 from edgekd.errors import Environment
 from edgekd.quantize import reference
-from edgekd.quantize.qat import same_length_batches
 from edgekd.quantize.scheme import LAYERS, Scheme
+from edgekd.tasks._contract import generates
 from edgekd.teach.transformers import Encoded, pad
 
 LIBRARY = ("gptq", "awq")
@@ -38,27 +40,29 @@ def choose(
     task: Any,
     pad_id: int,
     found: Numbers | None = None,
-) -> None:
+) -> dict[str, int]:
     """Set the scales (and, by a library, the weights) of the int4 layers of ``model`` (prepared) in place.
 
     ``student`` is the float model it came from, ``rows`` calibrate. A library works on all of its layers, whatever the
-    scheme's overrides: ``found`` keeps what it chose for further models of one student and group. Raises Environment
-    where the library is missing.
+    scheme's overrides: ``found`` keeps what it chose for further models of one student and group. Returns how many
+    layers were chosen in each way. Raises Environment where the library is missing.
     """
     layers = {name: layer for name, layer in reference.layers(model) if layer.kind.group}
     if not layers:
-        return
+        return {}
     if how == "mse" or how in LIBRARY:
         for layer in layers.values():
             layer.w_scale.copy_(least_squares(layer.weight, layer.kind.group))
-    if how in LIBRARY:
-        found = {} if found is None else found
-        if not found:
-            found.update(_from_library(student, scheme, how, rows, task, pad_id))
-        for name, (weight_q, scale) in found.items():
-            if name in layers:
-                layers[name].w_scale.copy_(scale)
-                layers[name].weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
+    if how not in LIBRARY:
+        return {how: len(layers)}
+    found = {} if found is None else found
+    if not found:
+        found.update(_from_library(student, scheme, how, rows, task, pad_id))
+    for name in layers.keys() & found:
+        weight_q, scale = found[name]
+        layers[name].w_scale.copy_(scale)
+        layers[name].weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
+    return dict(Counter(how if name in found else "mse" for name in layers))
 
 
 def least_squares(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
@@ -85,35 +89,111 @@ def _error(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def _from_library(
     student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Encoded], task: Any, pad_id: int
 ) -> Numbers:
-    """Layer name -> (integers [O, I], scales [O, I / group]), both float32, as neural-compressor chooses them."""
+    """Layer name -> (integers [O, I], scales [O, I / group]), both float32, as neural-compressor chooses them.
+
+    By itself it walks one stack of blocks, and gives each what the first was given beside its input. An encoder with a
+    decoder has two, and T5's first block makes a bias for the others: so every block is handed to it alone, with the
+    calls that the model makes of it; for GPTQ with the blocks before it rounded.
+    """
     if importlib.util.find_spec("neural_compressor") is None:
         raise Environment(
             f"quantize.weights: {how} needs neural-compressor", todo="pip install 'edgekd[compress]', or take mse."
         )
     from neural_compressor.torch import quantization as library
+    from neural_compressor.torch.utils import get_accelerator
 
-    logging.getLogger("neural_compressor").setLevel(logging.WARNING)
-    common = {"bits": LAYERS["w4"].weight_bits, "use_sym": True, "group_size": scheme.group}
-    settings = {
-        # The path is not read; without one it asks the hub.
-        "gptq": lambda: library.GPTQConfig(**common, act_order=False, model_path="."),
-        "awq": lambda: library.AWQConfig(**common, use_auto_scale=False),  # its scaling would change other layers too
-    }[how]()
-    batches = [pad([rows[i] for i in some], pad_id, task.INPUTS) for some in same_length_batches(rows, 16)]
-    # It wants the example inputs on one device, as tokenizers give them.
-    from transformers import BatchEncoding
+    logging.getLogger("neural_compressor").setLevel(logging.ERROR)  # it warns of every block that it has no head
+    place, flags = get_accelerator().current_device_name(), {"use_cache": False} if generates(task) else {}
+    batches = [pad(some, pad_id, task.INPUTS) for some in _alike(rows, task.INPUTS, 16)]
+    batches = [{name: one.to(place) for name, one in batch.items()} | flags for batch in batches]
+    model = copy.deepcopy(student).to(place)
+    found: Numbers = {}
+    for name, block in _blocks(model):
+        layers = {inner: layer for inner, layer in block.named_modules() if type(layer) is nn.Linear}
+        calls = _calls(model, block, batches) if layers else []
+        if not calls:
+            continue
+        stack, settings = _Stack(copy.deepcopy(block), calls), _settings(library, how, scheme.group, list(layers))
+        prepared = library.prepare(stack, settings, example_inputs=torch.zeros(1))
+        with torch.no_grad():
+            for i in range(len(calls)):
+                prepared(i)
+        chosen = library.convert(prepared).layers[0]
+        for inner, layer in layers.items():
+            module = chosen.get_submodule(inner)
+            if layer.in_features % scheme.group or not hasattr(module, "unpack"):
+                continue
+            weight_q, scale = found[f"{name}.{inner}"] = _numbers(module, scheme.group)
+            if how == "gptq":
+                layer.weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
+    return found
 
-    prepared = library.prepare(copy.deepcopy(student), settings, example_inputs=BatchEncoding(batches[0]))
+
+def _settings(library: Any, how: str, group: int, layers: Sequence[str]) -> Any:
+    common = {"bits": LAYERS["w4"].weight_bits, "use_sym": True, "group_size": group}
+    if how == "gptq":
+        return library.GPTQConfig(**common, act_order=False, model_path=".")  # not read; without one it asks the hub
+    # Its scaling would change other layers too. Without it each layer stands for itself, which need not be traced.
+    return library.AWQConfig(**common, use_auto_scale=False, absorb_layer_dict={name: name for name in layers})
+
+
+def _numbers(module: Any, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    numbers = {name: one.float().cpu() for name, one in module.unpack().items() if one is not None}
+    weight_q = numbers["int_weight"]
+    if "zp" in numbers:
+        weight_q = weight_q - numbers["zp"].repeat_interleave(group, 1)
+    return weight_q, numbers["scales"]
+
+
+def _alike(rows: Sequence[Encoded], names: Sequence[str], size: int) -> list[list[Encoded]]:
+    """Batches of rows whose inputs are as long, each of them: nothing is padded, targets neither."""
+    groups: dict[tuple[int, ...], list[Encoded]] = {}
+    for row in rows:
+        groups.setdefault(tuple(len(row[name]) for name in names if name in row), []).append(row)
+    return [some[i : i + size] for _, some in sorted(groups.items()) for i in range(0, len(some), size)]
+
+
+def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What the outermost lists of modules hold: the layers of every stack, in the order in which they run."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_children():
+        within = list(module.named_children()) if isinstance(module, nn.ModuleList) else _blocks(module)
+        found += [(f"{name}.{rest}", block) for rest, block in within]
+    return found
+
+
+class _Reached(Exception):
+    """The block is called: what follows it need not run."""
+
+
+def _calls(model: nn.Module, block: nn.Module, batches: Sequence[dict[str, Any]]) -> list[Any]:
+    """How the model first calls ``block`` for each batch: positional arguments, and those by name."""
+    calls: list[Any] = []
+
+    def note(_: nn.Module, *given: Any) -> None:
+        calls.append(given)
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         for batch in batches:
-            prepared(**batch)
-    found: Numbers = {}
-    for name, module in library.convert(prepared).named_modules():
-        if hasattr(module, "unpack") and hasattr(module, "scales"):
-            numbers = module.unpack()
-            zero, scale = numbers.get("zp"), numbers["scales"].float()
-            weight_q = numbers["int_weight"].float()
-            if zero is not None:
-                weight_q = weight_q - zero.float().repeat_interleave(scheme.group, 1)
-            found[name] = (weight_q, scale)
-    return found
+            with contextlib.suppress(_Reached):
+                model(**batch)
+    handle.remove()
+    return calls
+
+
+class _Stack(nn.Module):
+    """A block as the only one of a stack; it is called by the number of a call, and answers to that."""
+
+    def __init__(self, block: nn.Module, calls: Sequence[Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([block])
+        for module in block.modules():
+            if isinstance(module, nn.ModuleList | nn.Sequential):  # the library would take it for the stack
+                module.__class__ = type(type(module).__name__, (type(module),), {})
+        forward = block.forward
+        block.forward = lambda i: forward(*calls[i][0], **calls[i][1])
+
+    def forward(self, i: int) -> Any:
+        return self.layers[0](i)

@@ -99,9 +99,10 @@ def test_a_library_is_asked_once_for_all_mixtures_of_one_student(monkeypatch: py
     monkeypatch.setattr(weights, "_from_library", library)
     found: weights.Numbers = {}
     made = []
-    for scheme in (W4, replace(W4, overrides={"*query": "w8"})):
+    for scheme, others in ((W4, 13), (replace(W4, overrides={"*query": "w8"}), 11)):
         made.append(reference.prepare(copy.deepcopy(model), scheme))
-        weights.choose(made[-1], model, scheme, "gptq", rows(), task, 0, found)
+        counted = weights.choose(made[-1], model, scheme, "gptq", rows(), task, 0, found)
+        assert counted == {"gptq": 1, "mse": others}
     weights.choose(made[0], model, W4, "gptq", rows(), task, 0)  # nothing kept: it is asked again
     assert len(asked) == 2
     scale = found[key][1]
