@@ -105,7 +105,7 @@ GENERATIVE = {
     QUANTIZE: replace(
         QUANTIZE,
         run="edgekd.quantize.tokens:run",
-        version=3,
+        version=4,
         reads=(*QUANTIZE.reads, "teach.tokens", "distill.packing", "gate.max_perplexity_rise"),
         shared=True,
     ),

@@ -43,7 +43,7 @@ class Said:
 def edgekd():  # type: ignore[no-untyped-def]
     """Call the command line as a user does, in a process of its own."""
 
-    def call(*arguments: str | Path, cwd: Path | None = None, timeout: float = 600) -> Said:
+    def call(*arguments: str | Path, cwd: Path | None = None, timeout: float = 3600) -> Said:
         done = subprocess.run(
             [sys.executable, "-m", "edgekd", *map(str, arguments)],
             capture_output=True,
