@@ -75,6 +75,7 @@ def export(program: Path, out: Path, *, max_length: int) -> Facts:
         exported = torch.export.export(
             _cached(model, max_length), (ids, position), dynamic_shapes=({1: length}, None), strict=True
         )
+    target.split_bias(exported.graph_module)
     target.infer_sizes(exported.graph)
     edge = to_edge_transform_and_lower(
         exported,

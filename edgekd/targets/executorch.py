@@ -169,6 +169,7 @@ def split_bias(module: torch.fx.GraphModule) -> int:
         layer, bias = node.args[:2], node.args[2]
         with module.graph.inserting_before(node):
             product = module.graph.call_function(aten.linear.default, layer)
+        product.meta = dict(node.meta)
         node.target, node.args = aten.add.Tensor, (product, bias)
     module.recompile()
     return len(found)
