@@ -30,6 +30,7 @@ function likeliest({ data, dims }) {
   const start = data.length - dims[2];
   let best = start;
   for (let at = start + 1; at < data.length; at += 1) if (data[at] > data[best]) best = at;
+  if (!Number.isFinite(data[best])) throw new RunnerError("failed", "the model's output has a number that is not finite");
   return best - start;
 }
 

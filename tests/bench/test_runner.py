@@ -242,3 +242,14 @@ def test_the_other_runtimes(runner, job, tmp_path, runtime: str) -> None:  # typ
     assert code == 0, found
     np.testing.assert_allclose(found["logits"], [logits_of([1, 2, 3]), logits_of([4, 5])], rtol=1e-5)
     assert found["observed"]["threads"] == 1 and found["observed"]["tokens"] == [8]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_writer_does_not_write_what_is_no_number(broken: float, runner_file: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.syspath_prepend(str(runner_file.parent))
+    from edgekd_runner import RunnerError
+    from edgekd_writers import _likeliest
+
+    assert _likeliest(np.array([0.5, 2.0, -1.0, 2.0], np.float32)) == 1
+    with pytest.raises(RunnerError, match="not finite"):
+        _likeliest(np.array([0.5, broken, 2.0], np.float32))

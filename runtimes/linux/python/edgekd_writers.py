@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,14 @@ class Writer(Protocol):
     def reset(self) -> None: ...
 
     def feed(self, ids: Ids) -> int: ...
+
+
+def _likeliest(logits: Any) -> int:
+    """The first of the largest of ``logits`` [V] (numpy)."""
+    best = int(logits.argmax())
+    if not math.isfinite(logits[best]):  # argmax stops at a NaN
+        raise RunnerError("failed", "the model's output has a number that is not finite")
+    return best
 
 
 def _onnx(job: dict[str, Any]) -> Callable[[], Writer]:
@@ -63,7 +72,7 @@ def _onnx(job: dict[str, Any]) -> Callable[[], Writer]:
             self._binding.bind_cpu_input("attention_mask", self._mask[:, : self._fed])
             self._binding.bind_ortvalue_output("logits", value(logits))
             self._session.run_with_iobinding(self._binding)
-            return int(logits[0, -1].argmax())
+            return _likeliest(logits[0, -1])
 
     return Onnx
 
@@ -115,7 +124,7 @@ def _text2text(job: dict[str, Any]) -> Callable[[], Writer]:
             logits, *present = self._decoder.run(wanted, self._given)
             for name, one in zip(wanted[1:], present, strict=True):
                 self._given[name.replace("present", "past_key_values")] = one
-            return int(logits[0, -1].argmax())
+            return _likeliest(logits[0, -1])
 
     return Text2Text
 
@@ -167,7 +176,7 @@ def _litert(job: dict[str, Any]) -> Callable[[], Writer]:
                 self._run(f"{prefill}{size}" if fitting else decode, ahead[:size], size)
                 ahead = ahead[size:]
             self._run(decode, ids[-1:], 1)
-            return int(self._logits.read(self._words, np.float32).argmax())
+            return _likeliest(self._logits.read(self._words, np.float32))
 
         def _run(self, graph: str, ids: Ids, size: int) -> None:
             tokens = np.zeros((1, size), np.int32)
@@ -211,7 +220,7 @@ def _executorch(job: dict[str, Any]) -> Callable[[], Writer]:
         def feed(self, ids: Ids) -> int:
             (logits,) = self._method.execute([torch.tensor([ids]), torch.tensor([self._fed])])
             self._fed += len(ids)
-            return int(logits.numpy()[0].argmax())
+            return _likeliest(logits.numpy()[0])
 
     return ExecuTorch
 
@@ -261,8 +270,8 @@ def _gguf(job: dict[str, Any]) -> Callable[[], Writer]:
                     raise RunnerError("failed", f"llama_decode says {status}")
                 self._fed += len(some)
             logits = lib.llama_get_logits_ith(self._state, len(some) - 1)
-            return int(
-                np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self._words,)).argmax()
+            return _likeliest(
+                np.ctypeslib.as_array(ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (self._words,))
             )
 
     return LlamaCpp
