@@ -246,11 +246,10 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
         else:
             resumes = artifact.partial_of(path).is_dir()
             planned.append(Planned(step, "run", "resumes what was interrupted" if resumes else "not made yet"))
-    refused = variants.refused(recipe)
-    left_out = [pair for pair in variants.pairs(recipe) if variants.label(pair) in refused]
-    return planned + [
-        Planned(Step("export", EXPORT, variant=pair), "refused", refused[variants.label(pair)]) for pair in left_out
-    ]
+    for pair in variants.pairs(recipe):
+        if why := variants.refusal(recipe, pair["target"], pair["scheme"]):
+            planned.append(Planned(Step("export", EXPORT, variant=pair), "refused", why))
+    return planned
 
 
 def _lengths(facts: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ KEEPS = frozenset(
     }
 )
 LOOKS = frozenset({aten.sym_size.int, aten._assert_tensor_metadata.default})  # at shapes alone
-ROWS = 128  # that factors are chosen by: more choose the same powers of two
+ROWS = 128  # that factors are chosen by: with 512 the Program came no nearer (docs/log.md)
 KINDS = {aten.relu.default: "relu", MULTIPLY: "gate"} | dict.fromkeys(MIXES, "attention")
 
 

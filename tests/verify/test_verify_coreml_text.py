@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _damaged import broken
 from _language import LINES, program, student
 
 from edgekd import artifact, errors, pipeline
@@ -18,14 +17,12 @@ from edgekd.generators import stage as export_stage
 from edgekd.outputs import read_outputs, read_rows, save_outputs
 from edgekd.quantize import tokens as programs
 from edgekd.recipe import Gate, Recipe, View
-from edgekd.targets import _mil
 from edgekd.tasks import text_generation as task
 from edgekd.verify import gate, tokens
 
 pytest.importorskip("coremltools", reason="pip install 'edgekd[coreml]'")
 
 ROWS, LENGTH = 12, 48
-WEIGHTS = f"{coreml.FILE}/{_mil.WEIGHTS}/weight.bin"
 
 
 @pytest.fixture(autouse=True)
@@ -75,18 +72,6 @@ def verify(inputs: artifact.Inputs, out: Path, **settings: int) -> artifact.Fact
 def judged(inputs: artifact.Inputs, facts: artifact.Facts) -> artifact.Facts:
     settings = Gate(min_teacher_ratio=None, not_larger=False, not_slower=False)
     return gate.judge(settings, task.HEADLINE, facts, inputs["export"].facts, None)
-
-
-def broken(inputs: artifact.Inputs, folder: Path, change: Callable[[bytearray], None]) -> artifact.Inputs:
-    """The same inputs, the package's weights changed."""
-    export = artifact.partial_of(folder / "export")
-    shutil.copytree(inputs["export"].path, export)
-    content = bytearray((export / WEIGHTS).read_bytes())
-    change(content)
-    (export / WEIGHTS).write_bytes(content)
-    facts = dict(inputs["export"].facts)
-    made = artifact.seal(folder / "export", stage="export", label="", key="", facts=facts, parents={}, tools={})
-    return artifact.Inputs(parents={**inputs.parents, "export": made}, variant=inputs.variant)
 
 
 def test_a_whole_package_passes(inputs: artifact.Inputs, tmp_path: Path) -> None:

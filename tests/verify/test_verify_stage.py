@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _damaged import broken
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score
@@ -18,7 +19,7 @@ from targets import _tiny
 
 from edgekd import artifact, errors, pipeline, registry
 from edgekd.recipe import Recipe, View
-from edgekd.targets import _mil, coreml
+from edgekd.targets import coreml
 from edgekd.targets._contract import load_program
 from edgekd.teach import cache
 from edgekd.verify import stage
@@ -26,7 +27,6 @@ from edgekd.verify import stage
 pytest.importorskip("coremltools")
 
 ROWS = 40
-WEIGHTS = f"model.mlpackage/{_mil.WEIGHTS}/weight.bin"
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +75,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], artifact.
 def verify(inputs: artifact.Inputs, out: Path, **settings: int) -> artifact.Facts:
     recipe = Recipe(data={"max_length": _tiny.MAX_LENGTH}, verify=settings)
     return stage.run(View(recipe, pipeline.VERIFY.reads), inputs, out)
-
-
-def broken(inputs: artifact.Inputs, folder: Path, change: Callable[[bytearray], None]) -> artifact.Inputs:
-    """The same inputs, the artefact's weight file changed."""
-    export = artifact.partial_of(folder / "export")
-    shutil.copytree(inputs["export"].path, export)
-    content = bytearray((export / WEIGHTS).read_bytes())
-    change(content)
-    (export / WEIGHTS).write_bytes(content)
-    made = artifact.seal(
-        folder / "export", stage="export", label="", key="", facts=dict(inputs["export"].facts), parents={}, tools={}
-    )
-    return artifact.Inputs(parents={**inputs.parents, "export": made}, variant=inputs.variant)
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
