@@ -213,13 +213,15 @@ def prepare(asked: argparse.Namespace, work: Path) -> Setting:
 
 def quantize(setting: Setting, task: Any, scheme: str) -> None:
     """Write edgekd's Program as the quantize stage does with ``method: ptq``."""
-    from edgekd.quantize import program, qat, reference
+    from edgekd.quantize import program, qat, reference, smooth
     from edgekd.quantize import scheme as schemes
 
     settings = recipe.parse("{teacher: {model: x}, data: {train: x}}").quantize
-    model = load_student(setting)
+    model, wanted = load_student(setting), schemes.get(scheme)
     if scheme != "fp32":
-        model = reference.prepare(model, schemes.get(scheme))
+        if wanted.smooth:
+            smooth.fold(model, wanted, wanted.smooth, setting.calibration, task, max(LENGTHS))
+        model = reference.prepare(model, wanted)
         qat.calibrate(model, setting.calibration, settings.percentile, task.INPUTS)
         model = reference.convert(model)
     exported = program.export(model, task, setting.rows[0], max(LENGTHS))

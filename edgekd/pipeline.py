@@ -77,7 +77,7 @@ ON_POLICY = replace(
 FLOAT = Stage("edgekd.quantize.stage:run", 2, ("task", "seed", "data.max_length"), TRAINING)
 QUANTIZE = Stage(
     "edgekd.quantize.stage:run",
-    10,
+    11,
     (
         "task",
         "seed",

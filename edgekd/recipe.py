@@ -372,7 +372,9 @@ class Quantize(Section):
     )
     group: Literal[32, 64, 128] = Field(32, description="Inputs that share a scale in int4 weights.")
     weights: Literal["absmax", "mse", "gptq", "awq"] = Field(
-        "mse", description="How int4 weights are chosen; gptq and awq by neural-compressor, on the calibration rows."
+        "mse",
+        description="How int4 weights are chosen; gptq (of `w8` too) and awq by neural-compressor, on the calibration "
+        "rows.",
     )
     calibration_samples: int = Field(512, ge=1, description="Training examples that set the activation ranges.")
     calibration: Literal["percentile", "mse"] = Field(

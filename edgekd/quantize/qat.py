@@ -6,7 +6,8 @@ the teacher's soft labels; no dropout; small steps; learned scales from a percen
 KL on the training text made it worse: there is no gradient left in text that the teacher fits. So the
 calibrated state is checkpoint 0, and the checkpoint with the lowest held-out distance (the task's own loss, a KL
 for most) to the float student wins, if it is clearly lower than the calibrated one's: on a thousand rows a change of
-agreement is two or three texts, while the distance moves with every row.
+agreement is two or three texts, while the distance moves with every row. How large a step may be depends on how near
+the start already is, so training that leads away goes back to the best checkpoint, and on in smaller steps.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from edgekd.quantize import reference
 from edgekd.recipe import Quantize
 from edgekd.teach.transformers import TEXT_INPUTS, Encoded, device, gather, length, pad, paired
 
-GAIN = 0.05  # share of the start's held-out distance that training must take away
+GAIN = 0.05  # share of a held-out distance below which a change may be the draw of rows
+SLOWER = 0.2  # of the learning rates, once an evaluation finds that they led away
 GELU_FLAT = -3.0  # below it a GELU gives -0.004 to 0: a range that goes on spends half of its steps on nothing
 GELUS = ("GELU", "GELUActivation", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh")
 ZERO_POINT_RATE = 20.0  # the zero point moves in whole steps, the scale in shares of itself
@@ -251,7 +253,8 @@ def train(
 
     ``student`` is the float model it came from; both are trained on the accelerator, if there is one, and come back to
     the CPU. Each batch follows from (seed, step), so a run that is killed and resumed from ``scratch`` ends with the
-    same bytes. The trace has one entry per evaluation, step 0 first.
+    same bytes. Where an evaluation is clearly worse than an earlier one, training goes on from the best checkpoint with
+    learning rates times SLOWER. The trace has one entry per evaluation, step 0 first; ``pace``: the share of the rates.
     """
     place = _place()
     model.to(place)
@@ -271,13 +274,13 @@ def train(
         state = torch.load(saved, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        best, trace, start = state["best"], state["trace"], state["step"]
+        best, trace, start, pace = state["best"], state["trace"], state["step"], state["pace"]
     else:
-        best, trace, start = copy.deepcopy(model.state_dict()), [{"step": 0, **judge(model)}], 0
+        best, trace, start, pace = copy.deepcopy(model.state_dict()), [{"step": 0, **judge(model)}], 0, 1.0
     for step in range(start, steps):
         rate = min(1.0, (step + 1) / 20) * (1 - step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
+            group["lr"] = group["peak"] * rate * pace
         rows, inputs, teacher = _batch(pools, task, settings.batch_size, seed, step, pad_token_id, place)
         loss = distance_to(model, student, task, rows, inputs, teacher, settings, temperature, knowledge)
         if not torch.isfinite(loss):
@@ -292,9 +295,13 @@ def train(
         optimizer.step()
         progress(step + 1, steps, "steps")
         if (step + 1) % settings.evaluate_every == 0 or step + 1 == steps:
-            trace.append({"step": step + 1, "loss": loss.item(), **judge(model)})
+            trace.append({"step": step + 1, "loss": loss.item(), "pace": pace, **judge(model)})
             if chosen(trace) == step + 1:
                 best = copy.deepcopy(model.state_dict())
+            elif trace[-1]["distance"] > (1 + GAIN) * min(entry["distance"] for entry in trace):
+                model.load_state_dict(best)
+                optimizer.state.clear()
+                pace *= SLOWER
             temporary = saved.with_suffix(".tmp")
             torch.save(
                 {
@@ -303,6 +310,7 @@ def train(
                     "best": best,
                     "trace": trace,
                     "step": step + 1,
+                    "pace": pace,
                 },
                 temporary,
             )

@@ -198,11 +198,13 @@ def smoothed(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 class QATLinear(nn.Linear):
     """A linear layer in training, with the numbers that its ``kind`` will ship.
 
-    The scales of int4 groups are chosen before (``weights.py``) and stay; those of int8 weights follow the weights.
+    Scales that were chosen before (``weights.py``: those of int4 groups, and of int8 rows by GPTQ) stay; those of other
+    int8 weights follow the weights.
     """
 
     kind: Layer
-    w_scale: torch.Tensor  # [O, I / group], int4 layers only
+    w_scale: torch.Tensor  # [O, I / group]; [O] of int8 rows; only where it was chosen
+    any_scale = True  # whether int8 rows may have any scale, as a library chooses it
     bypassed = False  # computes as the float layer it was (sensitivity is measured one layer at a time)
     input_quantizer: ActivationQuantizer  # static layers only
     output_quantizer: ActivationQuantizer  # static layers with a quantized output only
@@ -241,8 +243,12 @@ class QATLinear(nn.Linear):
             return self.weight.detach().half().float()
         if self.kind.group:
             return quantize_groups(self.weight, self.w_scale) * self.w_scale.repeat_interleave(self.kind.group, 1)
-        scale_O = weight_scale(self.weight)
+        scale_O = self.row_scale()
         return quantize_weight(self.weight, scale_O).mul_(scale_O[:, None])
+
+    def row_scale(self) -> torch.Tensor:
+        """Scales of int8 rows, [O]."""
+        return self.w_scale if "w_scale" in self._buffers else weight_scale(self.weight)
 
 
 class QATEmbedding(nn.Embedding):
@@ -305,7 +311,7 @@ class ReferenceLinear(nn.Module):
         elif self.kind.group:
             weight_q, scale = quantize_groups(layer.weight, layer.w_scale), layer.w_scale.clone()
         else:
-            scale = weight_scale(layer.weight)
+            scale = layer.row_scale().clone()
             weight_q = quantize_weight(layer.weight, scale)
         self.register_buffer("weight_q", weight_q if scale is None else weight_q.to(torch.int8))
         if scale is not None:

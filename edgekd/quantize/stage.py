@@ -152,7 +152,7 @@ def quantized(
     layers = [reference.described(name, layer) for name, layer in reference.layers(model)]
     if settings.calibration == "percentile":
         calibration["percentile"] = settings.percentile
-    if any(layer.kind.group for _, layer in reference.layers(model)):
+    if chosen:
         calibration |= {"weights": settings.weights, "layers": chosen}
     method = "ptq" if not step else "qat" if settings.method == "qat" else "qad"
     facts |= {"method": method, "chosen_step": step, "trace": trace, "layers": layers, "calibration": calibration}

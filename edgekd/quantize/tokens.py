@@ -216,6 +216,8 @@ def dequantized(weight_q: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
 class TokenLinear(reference.QATLinear):
     """A linear layer in training, with the numbers it will ship. Scales of int4 groups stay, int8 ones follow."""
 
+    any_scale = False  # they lie on a grid, and what a library chose for others would be rounded again
+
     def numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Integers as float32 [O, I], scales [O, G]."""
         if self.kind.group:

@@ -3,8 +3,8 @@
 ``absmax`` cuts nothing. ``mse`` takes, for every group of int4 weights, the scale that loses least of them. ``gptq``
 (arXiv:2210.17323) and ``awq`` (arXiv:2306.00978, its clipping alone) come from neural-compressor: it chooses integers
 and scales, and they are carried into our layers as they are, so that what it found is what the Program holds. Layers
-that it does not return keep ``mse``. (Its AutoRound saves the model and loads it again as a language model, which an
-encoder is not.)
+that it does not return keep ``mse``; so do int8 rows their rounding, which of these ``gptq`` alone can better. (Its
+AutoRound saves the model and loads it again as a language model, which an encoder is not.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from edgekd.tasks._contract import generates
 from edgekd.teach.transformers import Encoded, pad
 
 LIBRARY = ("gptq", "awq")
-Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer name -> integers [O, I], scales [O, I / group]
+ROWS = "w8"  # the scheme of int8 rows beside float activations
+Numbers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer name -> integers [O, I], scales [O, I / group] or [O, 1]
 FACTORS = torch.linspace(0.7, 1.0, 13)  # shares of the scale that cuts nothing, and of max |w| / 8 on the wider side
 
 
@@ -41,28 +42,35 @@ def choose(
     pad_id: int,
     found: Numbers | None = None,
 ) -> dict[str, int]:
-    """Set the scales (and, by a library, the weights) of the int4 layers of ``model`` (prepared) in place.
+    """Set the scales (and, by a library, the weights) of the int4 layers of ``model`` (prepared) in place; GPTQ chooses
+    the int8 weights of ``w8`` too.
 
     ``student`` is the float model it came from, ``rows`` calibrate. A library works on all of its layers, whatever the
-    scheme's overrides: ``found`` keeps what it chose for further models of one student and group. Returns how many
-    layers were chosen in each way. Raises Environment where the library is missing.
+    scheme's overrides: ``found`` keeps what it chose for further models of one student, scheme and group. Returns how
+    many layers were chosen in each way. Raises Environment where the library is missing.
     """
     layers = {name: layer for name, layer in reference.layers(model) if layer.kind.group}
-    if not layers:
-        return {}
-    if how == "mse" or how in LIBRARY:
-        for layer in layers.values():
+    chosen = dict.fromkeys(layers, "absmax" if how == "absmax" else "mse")
+    for name, layer in layers.items():
+        if chosen[name] == "mse":
             layer.w_scale.copy_(least_squares(layer.weight, layer.kind.group))
-    if how not in LIBRARY:
-        return {how: len(layers)}
-    found = {} if found is None else found
-    if not found:
-        found.update(_from_library(student, scheme, how, rows, task, pad_id))
-    for name in layers.keys() & found:
-        weight_q, scale = found[name]
-        layers[name].w_scale.copy_(scale)
-        layers[name].weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
-    return dict(Counter(how if name in found else "mse" for name in layers))
+    if scheme.name == ROWS and how in LIBRARY:  # its int4 layers, if there are any, are exceptions
+        int8 = {name: one for name, one in reference.layers(model) if one.kind.name == ROWS and one.any_scale}
+        layers = int8 if how == "gptq" else {}
+    if layers and how in LIBRARY:
+        found = {} if found is None else found
+        if not found:
+            found.update(_from_library(student, scheme, how, rows, task, pad_id))
+        for name in layers.keys() & found:
+            weight_q, scale = found[name]
+            layers[name].register_buffer("w_scale", (scale if layers[name].kind.group else scale[:, 0]).clone())
+            layers[name].weight.data.copy_(_values(weight_q, scale))
+            chosen[name] = how
+    return dict(Counter(chosen.values()))
+
+
+def _values(weight_q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return weight_q * scale.repeat_interleave(weight_q.shape[1] // scale.shape[1], 1)
 
 
 def least_squares(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
@@ -89,7 +97,8 @@ def _error(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def _from_library(
     student: nn.Module, scheme: Scheme, how: str, rows: Sequence[Encoded], task: Any, pad_id: int
 ) -> Numbers:
-    """Layer name -> (integers [O, I], scales [O, I / group]), both float32, as neural-compressor chooses them.
+    """Layer name -> (integers [O, I], scales [O, I / group]), both float32, as neural-compressor chooses them; int8
+    rows are one group each.
 
     By itself it walks one stack of blocks, and gives each what the first was given beside its input. An encoder with a
     decoder has two, and T5's first block makes a bias for the others: so every block is handed to it alone, with the
@@ -113,7 +122,7 @@ def _from_library(
         calls = _calls(model, block, batches) if layers else []
         if not calls:
             continue
-        stack, settings = _Stack(copy.deepcopy(block), calls), _settings(library, how, scheme.group, list(layers))
+        stack, settings = _Stack(copy.deepcopy(block), calls), _settings(library, how, scheme, list(layers))
         prepared = library.prepare(stack, settings, example_inputs=torch.zeros(1))
         with torch.no_grad():
             for i in range(len(calls)):
@@ -121,28 +130,29 @@ def _from_library(
         chosen = library.convert(prepared).layers[0]
         for inner, layer in layers.items():
             module = chosen.get_submodule(inner)
-            if layer.in_features % scheme.group or not hasattr(module, "unpack"):
+            if (scheme.name != ROWS and layer.in_features % scheme.group) or not hasattr(module, "unpack"):
                 continue
-            weight_q, scale = found[f"{name}.{inner}"] = _numbers(module, scheme.group)
+            weight_q, scale = found[f"{name}.{inner}"] = _numbers(module)
             if how == "gptq":
-                layer.weight.data.copy_(weight_q * scale.repeat_interleave(scheme.group, 1))
+                layer.weight.data.copy_(_values(weight_q, scale))
     return found
 
 
-def _settings(library: Any, how: str, group: int, layers: Sequence[str]) -> Any:
-    common = {"bits": LAYERS["w4"].weight_bits, "use_sym": True, "group_size": group}
+def _settings(library: Any, how: str, scheme: Scheme, layers: Sequence[str]) -> Any:
+    bits, group = (LAYERS[ROWS].weight_bits, -1) if scheme.name == ROWS else (LAYERS["w4"].weight_bits, scheme.group)
+    common = {"bits": bits, "use_sym": True, "group_size": group}
     if how == "gptq":
         return library.GPTQConfig(**common, act_order=False, model_path=".")  # not read; without one it asks the hub
     # Its scaling would change other layers too. Without it each layer stands for itself, which need not be traced.
     return library.AWQConfig(**common, use_auto_scale=False, absorb_layer_dict={name: name for name in layers})
 
 
-def _numbers(module: Any, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _numbers(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = {name: one.float().cpu() for name, one in module.unpack().items() if one is not None}
-    weight_q = numbers["int_weight"]
+    weight_q, scale = numbers["int_weight"], numbers["scales"]
     if "zp" in numbers:
-        weight_q = weight_q - numbers["zp"].repeat_interleave(group, 1)
-    return weight_q, numbers["scales"]
+        weight_q = weight_q - numbers["zp"].repeat_interleave(weight_q.shape[1] // scale.shape[1], 1)
+    return weight_q.clamp_min(-reference.WMAX), scale  # it takes -128 where -127 is as near (max |w| is 127.5 steps)
 
 
 def _alike(rows: Sequence[Encoded], names: Sequence[str], size: int) -> list[list[Encoded]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -651,6 +653,53 @@ def test_a_loss_that_is_not_finite_is_said_in_one_line(pair, tmp_path: Path) -> 
             judge=lambda m: {"distance": 0.0},
             progress=artifact.no_progress,
         )
+
+
+def test_training_that_leads_away_goes_back_and_on_in_smaller_steps(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model, prepared = pair
+    told = [1.0, 1.2, 0.8, 0.82, 0.9, 0.7]  # worse than the start; a win; within the draw of rows; worse; a win
+
+    def trained(answers: Iterator[float], until: int = 5) -> tuple[list[dict[str, Any]], list[nn.Module]]:
+        seen = []
+
+        def judge(one: nn.Module) -> dict[str, float]:
+            seen.append(copy.deepcopy(one))
+            return {"distance": next(answers)}
+
+        def stops(done: int, total: int, unit: str) -> None:
+            if done > until:
+                raise KeyboardInterrupt
+
+        made = copy.deepcopy(prepared)
+        trace = qat.train(
+            made,
+            model,
+            [pool(encoded(), 0.0)],
+            recipe.Quantize(batch_size=4, evaluate_every=1, learning_rate=0.01),
+            task,
+            steps=5,
+            temperature=1.0,
+            pad_token_id=0,
+            seed=0,
+            scratch=tmp_path,
+            judge=judge,
+            progress=stops,
+        )
+        return trace, [*seen, made]
+
+    def moved(one: nn.Module, other: nn.Module) -> float:
+        return max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+    trace, seen = trained(iter(told))
+    assert [entry.get("pace") for entry in trace] == [None, 1.0, 0.2, 0.2, 0.2, pytest.approx(0.04)]
+    assert moved(seen[2], seen[0]) < 0.5 * moved(seen[1], seen[0])  # from where it was best, in smaller steps
+    assert 0 < moved(seen[5], seen[2]) < 0.5 * moved(seen[3], seen[2])
+    (tmp_path / "qat.pt").unlink()
+    answers = iter(told)
+    with pytest.raises(KeyboardInterrupt):
+        trained(answers, 2)
+    again, resumed = trained(answers)
+    assert again == trace and moved(resumed[-1], seen[-1]) == 0
 
 
 @pytest.mark.parametrize(

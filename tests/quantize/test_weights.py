@@ -1,4 +1,4 @@
-"""How int4 weights are chosen: never worse than plain rounding, and a library's numbers arrive as they are."""
+"""How weights are chosen: never worse than plain rounding, and a library's numbers arrive as they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekd.quantize import reference, weights
 from edgekd.quantize import scheme as schemes
 from edgekd.tasks import text_classification as task
 
-W4 = schemes.get("w4")
+W4, W8 = schemes.get("w4"), schemes.get("w8")
 
 
 def rows(count: int = 48) -> list[dict[str, list[int]]]:
@@ -35,10 +35,10 @@ def student() -> nn.Module:
     return model
 
 
-def chosen(how: str) -> nn.Module:
+def chosen(how: str, scheme: schemes.Scheme = W4) -> nn.Module:
     model = student()
-    made = reference.prepare(copy.deepcopy(model), W4)
-    weights.choose(made, model, W4, how, rows(), task, 0)
+    made = reference.prepare(copy.deepcopy(model), scheme)
+    weights.choose(made, model, scheme, how, rows(), task, 0)
     return made
 
 
@@ -86,6 +86,29 @@ def test_what_the_library_chose_is_what_is_shipped(how: str) -> None:
     for name, (weight_q, scale) in theirs.items():
         assert torch.equal(layers[name].weight_q.float(), weight_q) and torch.equal(layers[name].w_scale, scale)
         assert weight_q.min() >= -8 and weight_q.max() <= 7 and len(weight_q.unique()) > 8
+
+
+def test_int8_rows_are_carried_as_gptq_chose_them() -> None:
+    pytest.importorskip("neural_compressor")
+    model, made = student(), reference.prepare(student(), W8)
+    assert weights.choose(made, model, W8, "awq", rows(), task, 0) == {}  # there is nothing to cut
+    told = weights.choose(made, model, W8, "gptq", rows(), task, 0)
+    theirs = weights._from_library(model, W8, "gptq", rows(), task, 0)
+    assert told == {"gptq": len(theirs)} == {"gptq": 12}
+    shipped = reference.convert(copy.deepcopy(made))
+    for name, (weight_q, scale) in theirs.items():
+        layer = shipped.get_submodule(name)
+        assert torch.equal(layer.weight_q.float(), weight_q) and torch.equal(layer.w_scale, scale[:, 0])
+        assert 100 < weight_q.abs().max() <= 127
+    plain, better = losses(chosen("absmax", W8)), losses(made)
+    assert sum(better.values()) < 0.8 * sum(plain.values())
+
+
+def test_the_int4_layers_of_a_scheme_of_int8_rows_keep_their_groups() -> None:
+    pytest.importorskip("neural_compressor")
+    scheme = replace(W8, overrides={"*query": "w4"})
+    made = reference.prepare(student(), scheme)
+    assert weights.choose(made, student(), scheme, "gptq", rows(), task, 0) == {"mse": 2, "gptq": 10}
 
 
 def test_a_library_is_asked_once_for_all_mixtures_of_one_student(monkeypatch: pytest.MonkeyPatch) -> None:
