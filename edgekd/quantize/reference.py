@@ -396,6 +396,8 @@ def prepare(model: nn.Module, scheme: Scheme = schemes.SCHEMES["w8a8"]) -> nn.Mo
     for name, module in model.named_modules():
         if type(module) in (nn.Linear, Smoothed):
             kind = scheme.layer(name, module.in_features, module.out_features, width)
+            if type(module) is Smoothed and kind.activations != "static":
+                _fold_back(module)
             if kind.weight_bits == 32:
                 continue
             module.__class__ = QATLinear
@@ -412,6 +414,14 @@ def prepare(model: nn.Module, scheme: Scheme = schemes.SCHEMES["w8a8"]) -> nn.Mo
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+def _fold_back(layer: Smoothed) -> None:
+    """The plain layer that this one was: its weights multiply as ``smooth`` does, exactly."""
+    with torch.no_grad():
+        layer.weight.mul_(layer.smooth)
+    del layer.smooth
+    layer.__class__ = nn.Linear
 
 
 def _tiles(convolution: nn.Module) -> TypeGuard[nn.Conv2d]:

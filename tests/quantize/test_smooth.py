@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -256,6 +257,18 @@ def test_what_a_residual_reads_too_is_scaled_by_its_static_readers(scheme: str) 
     products = exported.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
     scaled = [len(node.users) for node in products if buffers.get(node.args[1].name, "").endswith("smooth")]
     assert scaled == ([3, 1, 3, 1] if scheme == "w8a8" else [])
+
+
+@pytest.mark.parametrize("kind", ["fp32", "w8", "w8a8-dynamic"])
+def test_a_layer_that_is_not_static_after_all_has_its_own_weights_back(kind: str) -> None:
+    model = made("bert")
+    before = copy.deepcopy(model.state_dict())
+    fold(model, text_classification, 0.75)
+    scheme = replace(schemes.get("w8a8"), overrides={"*.query": kind})
+    layer = reference.prepare(model, scheme).bert.encoder.layer[0].attention.self
+    assert "smooth" not in dict(layer.query.named_buffers()) and "smooth" in dict(layer.key.named_buffers())
+    assert torch.equal(layer.query.weight, before["bert.encoder.layer.0.attention.self.query.weight"])
+    assert not torch.equal(layer.key.weight, before["bert.encoder.layer.0.attention.self.key.weight"])
 
 
 class Products(torch.nn.Module):
