@@ -34,8 +34,8 @@ from edgekd.recipe import Bench, Recipe
 
 PROMPTS = (16, 128, 512)
 WRITE = 0  # in place of a prompt's length: tokens are written, one after another
-WRITTEN = 16  # tokens of a block
-START = 16  # tokens before them
+WRITTEN = 16  # tokens of a block, and
+START = 16  # those before them, where the cache has room for both; at most half of it each
 LEAST_PROMPTS = 10  # a prompt is slow: fewer samples than `bench.min_runs` must do
 CONTEXT = 1024  # tokens of a cache, where the artefact leaves it to the runtime
 SEED = 0
@@ -61,6 +61,11 @@ class _Asked:
     observed: Facts = field(default_factory=dict)
     written: Facts = field(default_factory=dict)  # what became of the golden prompts
     error: str | None = None
+
+    @property
+    def start(self) -> int:
+        """Tokens before those that are written."""
+        return min(START, self.context // 2)
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -238,7 +243,7 @@ def _enough(one: _Asked, size: int, number: int, bench: Bench) -> bool:
 def _cold(one: _Asked, worker: _Worker, prompt: Sequence[int]) -> None:
     """Load, the first token after a short prompt, and peak memory of a fresh process."""
     try:
-        first = worker.ask("write", ids=list(prompt[:START]), count=1)
+        first = worker.ask("write", ids=list(prompt[: one.start]), count=1)
         one.memory = worker.ask("memory")["memory"]
         one.load_ns.append(worker.opened["load_ns"])
         one.first_ns.append(first["first_ns"])
@@ -262,7 +267,7 @@ def _continued(one: _Asked, worker: _Worker, seconds: float) -> Facts:
     for prompt, tokens, margins in zip(*columns, strict=True):
         if time.monotonic() - began > seconds:
             break
-        wanted = tokens[: one.context - len(prompt)]
+        wanted = tokens[: max(0, one.context - len(prompt))]
         at, samples = 0, samples + 1
         while at < len(wanted):
             found = worker.ask("write", ids=[*prompt, *wanted[:at]], count=len(wanted) - at)["tokens"]
@@ -287,6 +292,7 @@ class _Worker:
 
     def __init__(self, transport: Transport, device: Device, one: _Asked, threads: int, timeout: float) -> None:
         self._worker, self._timeout = transport.open(runners.command(device, one.target)), timeout
+        self._start = one.start
         job = {"phase": "write", "runtime": one.target, "model": one.model, "threads": threads, "context": one.context}
         try:
             self.opened = self._told({**job, "cpu_affinity": device.cpu_affinity})
@@ -300,7 +306,7 @@ class _Worker:
     def block(self, size: int, prompt: Sequence[int]) -> dict[str, Any]:
         """One prompt read, or some tokens written."""
         if size == WRITE:
-            return self.ask("write", ids=list(prompt[:START]), count=WRITTEN)
+            return self.ask("write", ids=list(prompt[: self._start]), count=min(WRITTEN, self._start))
         return self.ask("read", ids=list(prompt[:size]))
 
     def close(self) -> None:

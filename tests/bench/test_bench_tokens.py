@@ -154,6 +154,17 @@ def test_the_bench_of_this_host(texts: Texts, exported: Exported, tmp_path: Path
     assert all(len(one.blocks) == len(one.latency_ns) and one.blocks[0]["wall_ns"] > 0 for one in lines)
 
 
+@pytest.mark.parametrize("context", [10, 20])
+def test_a_short_cache_is_written_to_as_well(
+    context: int, texts: Texts, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "CONTEXT", context)  # the longest that is asked for
+    rows = texts.bench([exported("onnx")], tmp_path)["summaries"]
+    assert [row["length"] for row in rows] == ["prompt of 16", "writing"][context < 16 :]
+    assert all(row["error"] is None and row["runs"] >= 2 and row["load_ms"] > 0 for row in rows)
+    assert rows[0]["golden"]["differ"] == 0
+
+
 def test_the_bench_of_a_text_that_becomes_another(pairs: Texts, exported: Exported, tmp_path: Path) -> None:
     facts = pairs.bench([exported("onnxruntime")], tmp_path)
     assert {row["error"] for row in facts["summaries"]} == {None} and len(facts["summaries"]) == 4
