@@ -31,7 +31,7 @@ class Server:
     """An sshd that this user may log in to."""
 
     def __init__(self, folder: Path, small: bool = False) -> None:
-        self.folder = folder
+        self.folder, self.killing = folder, threading.Lock()
         (folder / "device").mkdir()
         for name in ("host", "user", "stranger"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -72,12 +72,15 @@ class Server:
         return _wire.profile("ssh", python=sys.executable, **{**given, **options})
 
     def kill(self) -> None:
-        """The listener and every connection, but not what was started through them."""
-        for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself, just now
-                if one is self.process or "sshd" in one.name():
-                    one.kill()
-        self.process.wait()
+        """The listener and every connection, but not what was started through them; once, whoever asks."""
+        with self.killing:
+            if self.process.poll() is not None:
+                return
+            for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself, just now
+                    if one is self.process or "sshd" in one.name():
+                        one.kill()
+            self.process.wait()
 
 
 @pytest.fixture
@@ -99,8 +102,7 @@ def started(tmp_path: Path) -> Iterator[Any]:
 
     yield start
     for server in servers:
-        if server.process.poll() is None:
-            server.kill()
+        server.kill()
     if made:
         separation.rmdir()
 
