@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.quantize import tokens
+from edgekd.quantize import reference, tokens
 
 Trace = list[dict[str, Any]]
 FEW = ("quantize.steps=4", "quantize.evaluate_every=4")
@@ -49,5 +49,5 @@ def ships(numbers: dict[str, torch.Tensor], model: nn.Module) -> None:
         if name.endswith(".scale"):
             layer = name.removesuffix(".scale")
             assert torch.equal(scale, tokens.grid_scale(scale))
-            shipped = tokens.dequantized(numbers[f"{layer}.weight"], scale)
+            shipped = reference.dequantized(numbers[f"{layer}.weight"], scale)
             assert torch.equal(model.get_submodule(layer).weight, shipped)

@@ -63,6 +63,11 @@ def quantize_groups(weight_OI: torch.Tensor, scale_OG: torch.Tensor) -> torch.Te
     return rows.round_().clamp_(W4MIN, W4MAX).reshape(weight_OI.shape)
 
 
+def dequantized(weight_q: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
+    """Integers [O, I] times the scales of their groups (one group: of their rows), float32."""
+    return weight_q.float() * scale_OG.repeat_interleave(weight_q.shape[1] // scale_OG.shape[1], 1)
+
+
 def linear_numbers(
     weight_OI: torch.Tensor, bias_O: torch.Tensor | None, in_scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -242,7 +247,7 @@ class QATLinear(nn.Linear):
         if self.kind.weight_bits == 16:
             return self.weight.detach().half().float()
         if self.kind.group:
-            return quantize_groups(self.weight, self.w_scale) * self.w_scale.repeat_interleave(self.kind.group, 1)
+            return dequantized(quantize_groups(self.weight, self.w_scale), self.w_scale)
         scale_O = self.row_scale()
         return quantize_weight(self.weight, scale_O).mul_(scale_O[:, None])
 

@@ -197,7 +197,10 @@ def tokens_of(folder: Path) -> int:
 
 
 def grid_scale(scale: torch.Tensor) -> torch.Tensor:
-    """``scale`` (positive, float32) on the grid of this module: eight significant bits, a normal number in fp16."""
+    """``scale`` (positive, float32) on the grid of this module: eight significant bits, a normal number in fp16.
+
+    Its products with int8 are exact: there are 15 bits.
+    """
     mantissa, exponent = torch.frexp(scale.float())
     return torch.ldexp((mantissa * 2**8).round(), exponent - 8).clamp(LEAST_SCALE, LARGEST_SCALE)
 
@@ -206,11 +209,6 @@ def row_numbers(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 integers as float32 [O, I], and the scales of their rows [O, 1]."""
     scale_O = grid_scale(reference.weight_scale(weight_OI))
     return reference.quantize_weight(weight_OI, scale_O), scale_O[:, None]
-
-
-def dequantized(weight_q: torch.Tensor, scale_OG: torch.Tensor) -> torch.Tensor:
-    """The shipped weights, float32 [O, I]: integers times the scales of their groups; exact, there are 15 bits."""
-    return weight_q.float() * scale_OG.repeat_interleave(weight_q.shape[1] // scale_OG.shape[1], 1)
 
 
 class TokenLinear(reference.QATLinear):
@@ -225,7 +223,7 @@ class TokenLinear(reference.QATLinear):
         return row_numbers(self.weight)
 
     def _dequantized(self) -> torch.Tensor:
-        return dequantized(*self.numbers())
+        return reference.dequantized(*self.numbers())
 
 
 class TokenTable(nn.Embedding):
@@ -237,7 +235,7 @@ class TokenTable(nn.Embedding):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = super().forward(ids)  # only the rows in use are rounded: the same, cheaper
-        shipped = dequantized(*row_numbers(rows.detach().flatten(0, -2)))
+        shipped = reference.dequantized(*row_numbers(rows.detach().flatten(0, -2)))
         found: torch.Tensor = reference.StraightThrough.apply(rows, shipped.reshape_as(rows))
         return found
 
@@ -324,7 +322,7 @@ def convert(model: nn.Module) -> tuple[nn.Module, Numbers, list[Facts]]:
             first[module.weight] = name
             weight_q, scale_OG = module.numbers()
             numbers[name] = weight_q.to(torch.int8), scale_OG.clone()
-            module.weight.data = dequantized(weight_q, scale_OG)
+            module.weight.data = reference.dequantized(weight_q, scale_OG)
             layers.append(facts)
         if isinstance(module, TokenLinear):
             if kind.group:

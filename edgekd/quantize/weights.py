@@ -49,28 +49,26 @@ def choose(
     scheme's overrides: ``found`` keeps what it chose for further models of one student, scheme and group. Returns how
     many layers were chosen in each way. Raises Environment where the library is missing.
     """
-    layers = {name: layer for name, layer in reference.layers(model) if layer.kind.group}
-    chosen = dict.fromkeys(layers, "absmax" if how == "absmax" else "mse")
-    for name, layer in layers.items():
-        if chosen[name] == "mse":
+    groups = {name: layer for name, layer in reference.layers(model) if layer.kind.group}
+    if how != "absmax":
+        for layer in groups.values():
             layer.w_scale.copy_(least_squares(layer.weight, layer.kind.group))
-    if scheme.name == ROWS and how in LIBRARY:  # its int4 layers, if there are any, are exceptions
-        int8 = {name: one for name, one in reference.layers(model) if one.kind.name == ROWS and one.any_scale}
+    chosen = dict.fromkeys(groups, "absmax" if how == "absmax" else "mse")
+    layers = groups  # the library's
+    if scheme.name == ROWS:  # int4 layers are exceptions in it, and there is nothing to cut in int8 rows
+        int8 = {name: layer for name, layer in reference.layers(model) if layer.kind.name == ROWS and layer.any_scale}
         layers = int8 if how == "gptq" else {}
-    if layers and how in LIBRARY:
-        found = {} if found is None else found
-        if not found:
-            found.update(_from_library(student, scheme, how, rows, task, pad_id))
-        for name in layers.keys() & found:
-            weight_q, scale = found[name]
-            layers[name].register_buffer("w_scale", (scale if layers[name].kind.group else scale[:, 0]).clone())
-            layers[name].weight.data.copy_(_values(weight_q, scale))
-            chosen[name] = how
+    if how not in LIBRARY or not layers:
+        return dict(Counter(chosen.values()))
+    found = {} if found is None else found
+    if not found:
+        found.update(_from_library(student, scheme, how, rows, task, pad_id))
+    for name in layers.keys() & found:
+        weight_q, scale = found[name]
+        layers[name].register_buffer("w_scale", (scale if layers[name].kind.group else scale[:, 0]).clone())
+        layers[name].weight.data.copy_(reference.dequantized(weight_q, scale))
+        chosen[name] = how
     return dict(Counter(chosen.values()))
-
-
-def _values(weight_q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return weight_q * scale.repeat_interleave(weight_q.shape[1] // scale.shape[1], 1)
 
 
 def least_squares(weight_OI: torch.Tensor, group: int) -> torch.Tensor:
@@ -116,13 +114,15 @@ def _from_library(
     batches = [pad(some, pad_id, task.INPUTS) for some in _alike(rows, task.INPUTS, 16)]
     batches = [{name: one.to(place) for name, one in batch.items()} | flags for batch in batches]
     model = copy.deepcopy(student).to(place)
+    # A group of -1 is a whole row, to the library; and any width divides by it.
+    bits, group = (LAYERS[ROWS].weight_bits, -1) if scheme.name == ROWS else (LAYERS["w4"].weight_bits, scheme.group)
     found: Numbers = {}
     for name, block in _blocks(model):
         layers = {inner: layer for inner, layer in block.named_modules() if type(layer) is nn.Linear}
         calls = _calls(model, block, batches) if layers else []
         if not calls:
             continue
-        stack, settings = _Stack(copy.deepcopy(block), calls), _settings(library, how, scheme, list(layers))
+        stack, settings = _Stack(copy.deepcopy(block), calls), _settings(library, how, bits, group, list(layers))
         prepared = library.prepare(stack, settings, example_inputs=torch.zeros(1))
         with torch.no_grad():
             for i in range(len(calls)):
@@ -130,16 +130,15 @@ def _from_library(
         chosen = library.convert(prepared).layers[0]
         for inner, layer in layers.items():
             module = chosen.get_submodule(inner)
-            if (scheme.name != ROWS and layer.in_features % scheme.group) or not hasattr(module, "unpack"):
+            if layer.in_features % group or not hasattr(module, "unpack"):
                 continue
             weight_q, scale = found[f"{name}.{inner}"] = _numbers(module)
             if how == "gptq":
-                layer.weight.data.copy_(_values(weight_q, scale))
+                layer.weight.data.copy_(reference.dequantized(weight_q, scale))
     return found
 
 
-def _settings(library: Any, how: str, scheme: Scheme, layers: Sequence[str]) -> Any:
-    bits, group = (LAYERS[ROWS].weight_bits, -1) if scheme.name == ROWS else (LAYERS["w4"].weight_bits, scheme.group)
+def _settings(library: Any, how: str, bits: int, group: int, layers: Sequence[str]) -> Any:
     common = {"bits": bits, "use_sym": True, "group_size": group}
     if how == "gptq":
         return library.GPTQConfig(**common, act_order=False, model_path=".")  # not read; without one it asks the hub

@@ -569,6 +569,21 @@ def pool(rows: list[dict[str, list[int]]], teacher: float) -> qat.Pool:
     return qat.Pool(rows, lambda picked: {"logits": torch.full((len(picked), 3), teacher)})
 
 
+def train(  # type: ignore[no-untyped-def]
+    model: nn.Module,
+    student: nn.Module,
+    pools: list[qat.Pool],
+    settings: recipe.Quantize,
+    steps: int,
+    scratch: Path,
+    **own,
+) -> list[dict[str, Any]]:
+    """``qat.train``; no checkpoint is nearer than another unless ``judge`` says so."""
+    others = {"judge": lambda _: {"distance": 0.0}, "progress": artifact.no_progress} | own
+    numbers = {"temperature": 1.0, "pad_token_id": 0, "seed": 0}
+    return qat.train(model, student, pools, settings, task, steps=steps, scratch=scratch, **numbers, **others)
+
+
 def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, _ = pair
     before = copy.deepcopy(model.state_dict())
@@ -578,20 +593,7 @@ def test_the_student_is_not_touched(pair, tmp_path: Path) -> None:  # type: igno
     rows = encoded()
     pools = [pool(rows, 0.0)]
     model.requires_grad_(False)
-    qat.train(
-        prepared,
-        model,
-        pools,
-        settings,
-        task,
-        steps=2,
-        temperature=1.0,
-        pad_token_id=0,
-        seed=0,
-        scratch=tmp_path,
-        judge=lambda m: {"distance": 0.0},
-        progress=artifact.no_progress,
-    )
+    train(prepared, model, pools, settings, 2, tmp_path)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -639,20 +641,7 @@ def test_a_loss_that_is_not_finite_is_said_in_one_line(pair, tmp_path: Path) -> 
     rows = encoded()
     pools = [pool(rows, torch.nan)]
     with pytest.raises(BadInput, match="step 1"):
-        qat.train(
-            copy.deepcopy(prepared),
-            model,
-            pools,
-            recipe.Quantize(batch_size=2),
-            task,
-            steps=1,
-            temperature=1.0,
-            pad_token_id=0,
-            seed=0,
-            scratch=tmp_path,
-            judge=lambda m: {"distance": 0.0},
-            progress=artifact.no_progress,
-        )
+        train(copy.deepcopy(prepared), model, pools, recipe.Quantize(batch_size=2), 1, tmp_path)
 
 
 def test_training_that_leads_away_goes_back_and_on_in_smaller_steps(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -671,20 +660,8 @@ def test_training_that_leads_away_goes_back_and_on_in_smaller_steps(pair, tmp_pa
                 raise KeyboardInterrupt
 
         made = copy.deepcopy(prepared)
-        trace = qat.train(
-            made,
-            model,
-            [pool(encoded(), 0.0)],
-            recipe.Quantize(batch_size=4, evaluate_every=1, learning_rate=0.01),
-            task,
-            steps=5,
-            temperature=1.0,
-            pad_token_id=0,
-            seed=0,
-            scratch=tmp_path,
-            judge=judge,
-            progress=stops,
-        )
+        settings = recipe.Quantize(batch_size=4, evaluate_every=1, learning_rate=0.01)
+        trace = train(made, model, [pool(encoded(), 0.0)], settings, 5, tmp_path, judge=judge, progress=stops)
         return trace, [*seen, made]
 
     def moved(one: nn.Module, other: nn.Module) -> float:
